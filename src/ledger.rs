@@ -1,0 +1,183 @@
+//! The ledger: the one place that knows Postgres, and the memory of what became of every request.
+//!
+//! [`Ledger::claim`] takes a request before it is called, [`Ledger::finish`] applies it and writes
+//! its row in one transaction, [`Ledger::due`] brings up what has come due. Claims and finishes
+//! that arrive together share a transaction (`lanes`), and nothing outside this room notices.
+
+mod check;
+mod claim;
+mod due;
+mod error;
+mod finish;
+mod keep;
+mod lanes;
+mod migrations;
+mod pool;
+mod session;
+mod settings;
+mod sql;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use deadpool_postgres::Pool;
+use tokio::sync::Notify;
+
+pub use claim::{Claim, Claimed};
+pub use due::Due;
+pub use error::{LedgerError, step_error};
+pub use finish::{Finish, Finished, Hold, Verdict};
+pub use keep::Counts;
+pub use migrations::Schema;
+pub use settings::{PoolSettings, Settings};
+pub use sql::{Function, is_function_name};
+
+use crate::pause::Pauses;
+
+/// A random number that a claim is known by. Who finishes must still hold it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence(pub i64);
+
+impl Fence {
+    /// A new one. Not a secret, only unlikely to meet its like.
+    pub fn new() -> Self {
+        Self(fastrand::i64(1..))
+    }
+}
+
+impl Default for Fence {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The ledger of one worker.
+pub struct Ledger {
+    pool: Pool,
+    settings: Settings,
+    worker: String,
+    pauses: Pauses,
+    away: Notify,
+    statements: Statements,
+    claims: lanes::Lanes<claim::ClaimBatch>,
+    finishes: lanes::Lanes<finish::FinishBatch>,
+}
+
+struct Statements {
+    due: String,
+    unreadable: String,
+    counts: String,
+    prune: [String; 2],
+}
+
+impl Ledger {
+    /// Prepares the ledger; connects to nothing yet. While Postgres is away, the reason
+    /// [`Reason::Postgres`](crate::pause::Reason::Postgres) is set in `pauses`.
+    ///
+    /// # Errors
+    /// Words for the operator: settings that cannot be used.
+    pub fn open(
+        settings: Settings,
+        functions: &BTreeMap<String, Function>,
+        worker: &str,
+        pauses: Pauses,
+    ) -> Result<Arc<Self>, String> {
+        let pool = pool::build(&settings)?;
+        let schema = settings.schema.as_str();
+        let bounds = lanes::Bounds { rows: settings.batch_rows, bytes: settings.batch_bytes };
+        let within = settings.statement_timeout + finish::PATIENCE;
+        let claim = claim::ClaimBatch::new(pool.clone(), schema, worker.to_owned(), within);
+        let finish = finish::FinishBatch::new(
+            pool.clone(),
+            schema,
+            worker.to_owned(),
+            settings.statement_timeout,
+            functions,
+        );
+        let statements = Statements {
+            due: sql::in_schema(due::DUE, schema),
+            unreadable: sql::in_schema(keep::UNREADABLE, schema),
+            counts: sql::in_schema(keep::COUNTS, schema),
+            prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),
+        };
+        Ok(Arc::new(Self {
+            claims: lanes::Lanes::start(Arc::new(claim), settings.lanes, bounds),
+            finishes: lanes::Lanes::start(Arc::new(finish), settings.lanes, bounds),
+            pool,
+            worker: worker.to_owned(),
+            pauses,
+            away: Notify::new(),
+            statements,
+            settings,
+        }))
+    }
+
+    /// Starts the upkeep: noticing that Postgres is back, closing idle connections, pruning.
+    pub fn start(self: &Arc<Self>) {
+        tokio::spawn(Arc::clone(self).watch());
+        tokio::spawn(Arc::clone(self).tidy());
+        tokio::spawn(Arc::clone(self).prune_for_ever());
+    }
+
+    /// Claims a request, so that a crash in the middle of it is seen and counted.
+    ///
+    /// # Errors
+    /// [`LedgerError::Away`]: whether it was claimed is unknown; asked again with the same fence it
+    /// is the same claim.
+    pub async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerError> {
+        let key = claim.request.user_id.clone();
+        let claimed = self.claims.submit(&key, claim).await;
+        self.noticed(claimed)
+    }
+
+    /// Applies a request and writes its row, together.
+    ///
+    /// # Errors
+    /// [`LedgerError::Step`]: the apply step failed and nothing was written.
+    /// [`LedgerError::Away`]: whether it was written is unknown; asked again with the same fence,
+    /// it is written at most once.
+    pub async fn finish(&self, finish: Finish) -> Result<Finished, LedgerError> {
+        let key = finish.request.user_id.clone();
+        let finished = self.finishes.submit(&key, finish).await;
+        self.noticed(finished)
+    }
+
+    /// How often due work is to be looked for.
+    pub fn due_poll(&self) -> Duration {
+        self.settings.due_poll
+    }
+
+    /// How much longer than its timeout a request is claimed for.
+    pub fn lease_margin(&self) -> Duration {
+        self.settings.lease_margin
+    }
+
+    /// Closes every connection.
+    pub fn close(&self) {
+        self.pool.close();
+        self.away.notify_one();
+    }
+
+    fn patience(&self) -> Duration {
+        self.settings.statement_timeout + finish::PATIENCE
+    }
+}
+
+impl Schema {
+    /// What to do about it, for people.
+    pub fn remedy(&self, schema: &str) -> String {
+        match self {
+            Self::Current => format!("the ledger in schema {schema} is as it should be"),
+            Self::Behind(missing) => {
+                format!(
+                    "the ledger in schema {schema} lacks {missing} migration(s); run `longshore migrate`"
+                )
+            }
+            Self::Ahead(version) => format!(
+                "the ledger in schema {schema} was migrated to version {version} by a newer longshore; run that version"
+            ),
+            Self::Altered(version) => format!(
+                "migration {version} of the ledger in schema {schema} was applied from another text; run the version of longshore that made it"
+            ),
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What `longshore check` asks of Postgres.
+
+use std::collections::BTreeMap;
+
+use super::{Function, Ledger, Schema, error::LedgerError, session};
+
+impl Ledger {
+    /// Looks whether a worker with these functions could work, and says what is in the way.
+    pub async fn findings(&self, functions: &BTreeMap<String, Function>) -> Vec<String> {
+        if let Err(error) = self.probe().await {
+            return vec![format!(
+                "{}; see that it runs, that the user may log in, and that ledger.url names it",
+                plain(&error)
+            )];
+        }
+        let mut findings = Vec::new();
+        match self.schema().await {
+            Ok(Schema::Current) => findings.extend(self.privileges().await),
+            Ok(schema) => findings.push(schema.remedy(&self.settings.schema)),
+            Err(error) => findings.push(plain(&error)),
+        }
+        for (kind, function) in functions {
+            findings.extend(self.function(kind, function).await);
+        }
+        findings
+    }
+
+    async fn privileges(&self) -> Vec<String> {
+        let schema = self.settings.schema.clone();
+        let asked = session::with(&self.pool, self.patience(), async |client| {
+            let mut findings = Vec::new();
+            for table in ["requests", "attempts", "unreadable"] {
+                let name = format!("{schema}.{table}");
+                let row = client
+                    .query_one("select bool_and(has_table_privilege($1, p)), current_user::text
+                           from unnest(array['select', 'insert', 'update', 'delete']) p",
+                        &[&name],
+                    )
+                    .await?;
+                if !row.get::<_, bool>(0) {
+                    let user: String = row.get(1);
+                    findings.push(format!("user {user} may not work on {name}; grant select, insert, update, delete on {name} to {user}"));
+                }
+            }
+            Ok(findings)
+        })
+        .await;
+        asked.unwrap_or_else(|error| vec![plain(&LedgerError::from(error))])
+    }
+
+    async fn function(&self, kind: &str, function: &Function) -> Option<String> {
+        let signature = function.signature();
+        let asked = session::with(&self.pool, self.patience(), async |client| {
+            let row = client
+                .query_one(
+                    "select p.oid is not null, p.prorettype = 'jsonb'::regtype, p.provolatile = 'v',
+                            coalesce(has_function_privilege(p.oid, 'execute'), false), current_user::text
+                       from (select to_regprocedure($1) as oid) f left join pg_proc p on p.oid = f.oid",
+                    &[&signature],
+                )
+                .await?;
+            let user: String = row.get(4);
+            Ok(if !row.get::<_, bool>(0) {
+                Some(format!("kind {kind}: there is no function {signature}; create it, or correct `apply`"))
+            } else if row.get::<_, Option<bool>>(1) != Some(true) {
+                Some(format!("kind {kind}: the function {signature} does not return jsonb; let it return jsonb, null if it has nothing to say"))
+            } else if row.get::<_, Option<bool>>(2) != Some(true) {
+                Some(format!("kind {kind}: the function {signature} is declared stable or immutable, so Postgres may leave calls out; declare it volatile"))
+            } else if !row.get::<_, bool>(3) {
+                Some(format!("kind {kind}: user {user} may not call {signature}; grant execute on function {signature} to {user}"))
+            } else {
+                None
+            })
+        })
+        .await;
+        asked.unwrap_or_else(|error| {
+            Some(format!("kind {kind}: {}", plain(&LedgerError::from(error))))
+        })
+    }
+}
+
+fn plain(error: &LedgerError) -> String {
+    error.to_string()
+}

@@ -1,0 +1,93 @@
+//! Work that the ledger brings up itself: retries, parked requests, expired leases.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use time::OffsetDateTime;
+
+use super::{
+    Fence, Ledger,
+    error::{BatchError, LedgerError},
+    session,
+};
+use crate::request::{self, Malformed, Message, Properties, Request};
+
+/// A request whose time has come, claimed for us.
+#[derive(Debug)]
+pub struct Due {
+    /// The request, as the contract reads it today; refused if it no longer meets it.
+    pub request: Result<Arc<Request>, Box<(Malformed, Message)>>,
+    /// The fence of the claim.
+    pub fence: Fence,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+    /// Whether its lease had expired: a worker died over it or lost its way.
+    pub taken_over: bool,
+    /// When it was first received.
+    pub received_at: OffsetDateTime,
+}
+
+impl Ledger {
+    /// Claims at most `limit` due requests, longest due first, leaving those that wait for a
+    /// dependency in `closed_to`. Rows that another worker is claiming are skipped.
+    ///
+    /// # Errors
+    /// [`LedgerError::Away`]; nothing that was claimed is lost, its lease runs out.
+    pub async fn due(
+        &self,
+        limit: usize,
+        closed_to: &[String],
+        lease: Duration,
+    ) -> Result<Vec<Due>, LedgerError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let claimed = session::with(&self.pool, self.patience(), async |client| {
+            let statement = client.prepare_cached(&self.statements.due).await?;
+            let rows = client
+                .query(&statement, &[&limit, &closed_to, &self.worker, &lease.as_secs_f64()])
+                .await?;
+            rows.iter().map(read).collect::<Result<Vec<Due>, BatchError>>()
+        })
+        .await;
+        self.noticed(claimed.map_err(LedgerError::from))
+    }
+}
+
+fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
+    let properties: Option<String> = row.try_get(5)?;
+    let properties: Properties =
+        properties.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let message = Message { body: Bytes::from(row.try_get::<_, Vec<u8>>(4)?), properties };
+    let request = request::decode(message.clone()).map(Arc::new).map_err(|mut malformed| {
+        // It had an identity when it was filed; it keeps it.
+        malformed.id = row.try_get(0).ok();
+        malformed.kind = row.try_get(1).ok();
+        Box::new((*malformed, message))
+    });
+    Ok(Due {
+        request,
+        fence: Fence(row.try_get(2)?),
+        attempt: u32::try_from(row.try_get::<_, i32>(3)?).unwrap_or_default(),
+        taken_over: row.try_get(6)?,
+        received_at: row.try_get(7)?,
+    })
+}
+
+/// A due row that was running had its lease expire. The fence is random, as those of the workers.
+pub(super) const DUE: &str = "\
+with due as (
+    select request_id, state
+      from longshore.requests
+     where state in ('running', 'waiting', 'parked') and due_at <= now()
+       and (parked_on is null or parked_on <> all ($2::text[]))
+     order by due_at
+     limit $1
+       for update skip locked
+)
+update longshore.requests r
+   set state = 'running', attempt = r.attempt + 1, from_queue = false, worker = $3,
+       fence = (random() * 9007199254740992)::bigint,
+       due_at = now() + make_interval(secs => $4), parked_on = null
+  from due
+ where r.request_id = due.request_id
+returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text,
+          due.state = 'running', r.received_at";

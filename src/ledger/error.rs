@@ -1,0 +1,139 @@
+//! What a database error means: try again, give up, or Postgres is away.
+
+use deadpool_postgres::{PoolError, TimeoutType};
+use tokio_postgres::error::SqlState;
+
+use crate::{
+    outcome::{ErrorCode, Failure, StepError},
+    telemetry::metrics,
+};
+
+/// Why the ledger could not do what was asked.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum LedgerError {
+    /// Postgres cannot be reached, is starting, stopping or read-only, or the pool is exhausted:
+    /// it is nobody's fault and nothing is known to have happened.
+    #[error("postgres is away: {0}")]
+    Away(String),
+    /// The apply step of this one request failed.
+    #[error("{0:?}")]
+    Step(StepError),
+}
+
+/// How a statement failed, seen from the batch it was in.
+#[derive(Debug)]
+pub(super) enum BatchError {
+    /// See [`LedgerError::Away`].
+    Away(String),
+    /// Another transaction inserted one of the same ids meanwhile: the batch did nothing.
+    Raced,
+    /// It ran out of time.
+    TimedOut(StepError),
+    /// It failed.
+    Failed(StepError),
+}
+
+impl From<tokio_postgres::Error> for BatchError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        if is_away(&error) {
+            return Self::Away(describe(&error));
+        }
+        let timed_out = error.code() == Some(&SqlState::QUERY_CANCELED);
+        let step = step_error(&error);
+        if timed_out { Self::TimedOut(step) } else { Self::Failed(step) }
+    }
+}
+
+impl From<PoolError> for BatchError {
+    fn from(error: PoolError) -> Self {
+        Self::Away(describe_pool(&error))
+    }
+}
+
+impl From<BatchError> for LedgerError {
+    fn from(error: BatchError) -> Self {
+        match error {
+            BatchError::Away(text) => Self::Away(text),
+            BatchError::Raced => Self::Away("lost the same race too often".to_owned()),
+            BatchError::TimedOut(step) | BatchError::Failed(step) => Self::Step(step),
+        }
+    }
+}
+
+/// What a database error in an apply step means for the request, by SQLSTATE class:
+/// 08, 40, 53, 57, 58 and 55P03 may pass, everything else would fail the same way again.
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+pub fn step_error(error: &tokio_postgres::Error) -> StepError {
+    let Some(state) = error.code() else {
+        // Not an answer of the server: the line, or a value that has no form in SQL.
+        let failure = Failure::new(ErrorCode::ApplyFailed, describe(error));
+        return StepError::Transient { failure, retry_in: None };
+    };
+    let transient = matches!(state.code().get(..2), Some("08" | "40" | "53" | "57" | "58"))
+        || *state == SqlState::LOCK_NOT_AVAILABLE;
+    if transient {
+        StepError::Transient {
+            failure: Failure::new(ErrorCode::ApplyFailed, describe(error)),
+            retry_in: None,
+        }
+    } else {
+        StepError::Refused(Failure::new(ErrorCode::ApplyRefused, describe(error)))
+    }
+}
+
+/// Whether the error says that this Postgres cannot be worked with now, whoever asks.
+pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
+    if error.is_closed() {
+        return true;
+    }
+    match error.code() {
+        None => {
+            std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
+        }
+        Some(state) => {
+            let code = state.code();
+            code.starts_with("08")
+                || code.starts_with("28")
+                || code.starts_with("53")
+                || [
+                    SqlState::ADMIN_SHUTDOWN,
+                    SqlState::CRASH_SHUTDOWN,
+                    SqlState::CANNOT_CONNECT_NOW,
+                    SqlState::READ_ONLY_SQL_TRANSACTION,
+                    SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+                ]
+                .contains(state)
+        }
+    }
+}
+
+/// The server's words without the values: DETAIL may quote a row, and rows hold users' data.
+pub(super) fn describe(error: &tokio_postgres::Error) -> String {
+    let text = match error.as_db_error() {
+        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+        None => match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    };
+    text.chars().filter(|c| *c != '\0').take(500).collect()
+}
+
+/// Counts and describes why no connection could be had.
+pub(super) fn describe_pool(error: &PoolError) -> String {
+    let (stage, text) = match error {
+        PoolError::Timeout(TimeoutType::Wait) => {
+            ("wait", "no connection of the pool became free in time".to_owned())
+        }
+        PoolError::Timeout(TimeoutType::Create) => {
+            ("create", "connecting took too long".to_owned())
+        }
+        PoolError::Timeout(TimeoutType::Recycle) => {
+            ("recycle", "a used connection did not answer in time".to_owned())
+        }
+        PoolError::Backend(error) => ("backend", describe(error)),
+        other => ("backend", other.to_string()),
+    };
+    metrics::pool_error(stage);
+    text
+}

@@ -1,0 +1,206 @@
+//! Keeping the ledger: unreadable messages, counts for the operators, pruning, and finding out
+//! when Postgres is back.
+
+use std::{sync::Arc, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tracing::{info, warn};
+
+use super::{
+    Ledger,
+    error::{BatchError, LedgerError},
+    pool, session,
+};
+use crate::{outcome::Failure, pause::Reason, request::Message, telemetry::metrics};
+
+/// How many requests are in each state that is not `done`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Being worked, here or elsewhere.
+    pub running: u64,
+    /// Waiting for their next attempt.
+    pub waiting: u64,
+    /// Parked, by what they wait for.
+    pub parked: Vec<(String, u64)>,
+    /// Given up.
+    pub dead: u64,
+}
+
+impl Ledger {
+    /// Keeps a message that cannot be filed under an id of its own, whole. The same message
+    /// delivered again is counted, not stored again.
+    ///
+    /// # Errors
+    /// [`LedgerError::Away`]; the message is not kept then.
+    pub async fn keep_unreadable(
+        &self,
+        message: &Message,
+        id: Option<&str>,
+        failure: &Failure,
+    ) -> Result<(), LedgerError> {
+        let properties = session::json(&message.properties);
+        let digest =
+            Sha256::new().chain_update(&message.body).chain_update(&properties).finalize().to_vec();
+        let error = failure.error.replace('\0', "");
+        let kept = session::with(&self.pool, self.patience(), async |client| {
+            let statement = client.prepare_cached(&self.statements.unreadable).await?;
+            let row: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+                [&digest, &id, &failure.code.name(), &error, &&*message.body, &properties];
+            client.execute(&statement, &row).await?;
+            Ok(())
+        })
+        .await;
+        self.noticed(kept.map_err(LedgerError::from))
+    }
+
+    /// Counts what is not done.
+    ///
+    /// # Errors
+    /// [`LedgerError::Away`].
+    pub async fn counts(&self) -> Result<Counts, LedgerError> {
+        let counts = session::with(&self.pool, self.patience(), async |client| {
+            let statement = client.prepare_cached(&self.statements.counts).await?;
+            let mut counts = Counts::default();
+            for row in client.query(&statement, &[]).await? {
+                let rows = u64::try_from(row.get::<_, i64>(2)).unwrap_or_default();
+                match row.get(0) {
+                    "running" => counts.running += rows,
+                    "waiting" => counts.waiting += rows,
+                    "parked" => counts.parked.push((row.get(1), rows)),
+                    _ => counts.dead += rows,
+                }
+            }
+            Ok(counts)
+        })
+        .await;
+        self.noticed(counts.map_err(LedgerError::from))
+    }
+
+    /// Deletes one batch of old rows; returns how many.
+    ///
+    /// # Errors
+    /// [`LedgerError::Away`].
+    pub async fn prune(&self) -> Result<u64, LedgerError> {
+        let keep = self.settings.keep_done.as_secs_f64();
+        let limit = i64::from(self.settings.prune_rows);
+        let pruned = session::with(&self.pool, self.patience(), async |client| {
+            let mut pruned = 0;
+            for sql in &self.statements.prune {
+                let statement = client.prepare_cached(sql).await?;
+                pruned += client.execute(&statement, &[&keep, &limit]).await?;
+            }
+            Ok(pruned)
+        })
+        .await;
+        self.noticed(pruned.map_err(LedgerError::from))
+    }
+
+    /// Tells the house when Postgres turns out to be away, and hands the result on.
+    pub(super) fn noticed<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
+        if let Err(LedgerError::Away(error)) = &result
+            && self.pauses.add(Reason::Postgres)
+        {
+            warn!(
+                event = "ledger.away",
+                error, "postgres is away, nothing is consumed until it is back"
+            );
+            self.away.notify_one();
+        }
+        result
+    }
+
+    /// Runs until the ledger is closed: finds out when Postgres is back.
+    pub(super) async fn watch(self: Arc<Self>) {
+        loop {
+            self.away.notified().await;
+            let since = Instant::now();
+            while let Err(error) = self.probe().await {
+                if self.pool.is_closed() {
+                    return;
+                }
+                tracing::debug!(event = "ledger.still_away", %error, "postgres is still away");
+                sleep(self.settings.probe_interval).await;
+            }
+            info!(
+                event = "ledger.back",
+                away_ms = since.elapsed().as_millis() as u64,
+                "postgres is back"
+            );
+            self.pauses.remove(&Reason::Postgres);
+        }
+    }
+
+    /// Whether Postgres takes writes.
+    pub(super) async fn probe(&self) -> Result<(), LedgerError> {
+        let probed = session::with(&self.pool, self.patience(), async |client| {
+            let row = client
+                .query_one(
+                    "select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'",
+                    &[],
+                )
+                .await?;
+            if row.get(0) { Err(BatchError::Away("it is read-only".to_owned())) } else { Ok(()) }
+        })
+        .await;
+        probed.map_err(LedgerError::from)
+    }
+
+    /// Runs until the ledger is closed: closes idle connections and exports the pool.
+    pub(super) async fn tidy(self: Arc<Self>) {
+        let mut ticks = interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.pool.is_closed() {
+            ticks.tick().await;
+            pool::tidy(&self.pool, self.settings.pool.max_idle);
+        }
+    }
+
+    /// Runs until the ledger is closed: deletes old rows, batch by batch.
+    pub(super) async fn prune_for_ever(self: Arc<Self>) {
+        let mut ticks = interval(self.settings.prune_interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !self.pool.is_closed() {
+            ticks.tick().await;
+            if self.pauses.contains(&Reason::Postgres) {
+                continue;
+            }
+            // A full batch means that there is more; a short one that there is not.
+            let mut all = 0;
+            while let Ok(pruned) = self.prune().await {
+                all += pruned;
+                if pruned < u64::from(self.settings.prune_rows) {
+                    break;
+                }
+            }
+            if all > 0 {
+                metrics::pruned(all);
+                info!(event = "ledger.pruned", rows = all, "old rows were deleted");
+            }
+        }
+    }
+}
+
+pub(super) const UNREADABLE: &str = "\
+insert into longshore.unreadable as u (digest, request_id, error_code, error, body, properties)
+values ($1, $2, $3, $4, $5, $6::text::json)
+on conflict (digest) do update set seen = u.seen + 1, last_seen_at = now()";
+
+pub(super) const COUNTS: &str = "\
+select state, coalesce(parked_on, ''), count(*) from longshore.requests
+ where state in ('running', 'waiting', 'parked') group by 1, 2
+union all
+select 'dead', '', count(*) from longshore.requests where state = 'dead'";
+
+/// Done requests, and the history of what is gone. Dead ones stay until a person deals with them.
+pub(super) const PRUNE: [&str; 2] = [
+    "delete from longshore.requests where request_id in (
+         select request_id from longshore.requests
+          where state = 'done' and finished_at < now() - make_interval(secs => $1)
+          order by finished_at limit $2 for update skip locked)",
+    "delete from longshore.attempts where ctid = any (array(
+         select a.ctid from longshore.attempts a
+          where a.ended_at < now() - make_interval(secs => $1)
+            and not exists (select from longshore.requests r where r.request_id = a.request_id)
+          limit $2))",
+];

@@ -1,0 +1,2 @@
+//! Telemetry: logs, metrics, traces.
+pub mod metrics;

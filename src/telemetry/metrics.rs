@@ -1,0 +1,265 @@
+//! Every metric that Longshore exports: name, meaning, unit and labels on one page.
+//!
+//! The names are an API; `docs/metrics.md` is checked against this file. Labels come from closed
+//! sets or from the configuration, never from a message. Rooms record what happens by calling the
+//! verbs below; nothing else in the house names a metric.
+
+use std::time::Duration;
+
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+
+/// Upper bounds of the duration and age histograms, in seconds. The age of a request that waited
+/// out an outage is hours, hence the long tail.
+pub const SECONDS_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    300.0, 1800.0, 3600.0,
+];
+
+macro_rules! names {
+    ($($kind:ident $name:ident = $text:literal, $unit:ident, [$($label:literal),*], $help:literal;)+) => {
+        $(const $name: &str = $text;)+
+
+        /// One exported metric, for the documentation and its test.
+        #[derive(Debug, Clone, Copy)]
+        pub struct Described {
+            /// The exported name.
+            pub name: &'static str,
+            /// `counter`, `gauge` or `histogram`.
+            pub kind: &'static str,
+            /// Its labels.
+            pub labels: &'static [&'static str],
+            /// What it tells.
+            pub help: &'static str,
+        }
+
+        /// All metrics, in the order of the documentation.
+        pub const ALL: &[Described] = &[
+            $(Described { name: $text, kind: stringify!($kind), labels: &[$($label),*], help: $help },)+
+        ];
+
+        /// Gives each metric its help and unit. To be called once the recorder is installed:
+        /// before that, descriptions go nowhere.
+        pub fn describe() {
+            $(names!(@describe $kind $name, Unit::$unit, $help);)+
+        }
+    };
+    (@describe counter $name:ident, $unit:expr, $help:literal) => { describe_counter!($name, $unit, $help) };
+    (@describe gauge $name:ident, $unit:expr, $help:literal) => { describe_gauge!($name, $unit, $help) };
+    (@describe histogram $name:ident, $unit:expr, $help:literal) => { describe_histogram!($name, $unit, $help) };
+}
+
+names! {
+    // The way of a request
+    counter REQUESTS = "longshore_requests_total", Count, ["kind", "outcome"],
+        "Attempts that ended, by kind and outcome";
+    counter ERRORS = "longshore_errors_total", Count, ["kind", "error_code"],
+        "Attempts that ended with an error, by kind and code";
+    histogram DURATION = "longshore_request_duration_seconds", Seconds, ["kind"],
+        "From taking a request to naming its outcome";
+    histogram AGE = "longshore_request_age_seconds", Seconds, ["kind"],
+        "From the producer's publishing (or our receiving, where it says nothing) to done";
+    gauge IN_FLIGHT = "longshore_in_flight", Count, [],
+        "Requests being worked now";
+    gauge SLOTS = "longshore_slots", Count, [],
+        "Requests that may be worked at once";
+    counter UNKNOWN_FIELDS = "longshore_unknown_fields_total", Count, ["kind"],
+        "Requests with top-level fields that the contract does not know";
+    counter REPLIES = "longshore_replies_total", Count, ["result"],
+        "Answers to reply_to: sent, unroutable, failed, dropped";
+    // The queue
+    gauge CONSUMER_UP = "longshore_consumer_up", Count, [],
+        "1 while subscribed to the queue";
+    counter DELIVERIES = "longshore_deliveries_total", Count, ["redelivered"],
+        "Deliveries taken from the broker";
+    counter SETTLEMENTS = "longshore_settlements_total", Count, ["settlement"],
+        "Deliveries settled: ack, give_back, reject; lost means that the connection was gone and the broker delivers it again";
+    counter RECONNECTS = "longshore_reconnects_total", Count, ["reason"],
+        "Broker connections that were given up, by reason";
+    gauge QUEUE_DEPTH = "longshore_queue_depth", Count, ["queue"],
+        "Messages ready in the queue, from a passive declare";
+    gauge PAUSED = "longshore_paused", Count, ["reason"],
+        "1 for each reason that forbids consuming now";
+    // The ledger
+    gauge LEDGER_ROWS = "longshore_ledger_requests", Count, ["state"],
+        "Requests in the ledger that are not done: running, waiting, parked, dead";
+    gauge PARKED = "longshore_parked", Count, ["on"],
+        "Requests parked, by what they wait for";
+    counter TAKEOVERS = "longshore_takeovers_total", Count, [],
+        "Requests taken over from a worker that had died or lost its connection";
+    counter FENCED = "longshore_fenced_total", Count, [],
+        "Finishes that changed nothing, for another worker had taken the request over";
+    histogram BATCH = "longshore_ledger_batch_rows", Count, ["step"],
+        "Requests that shared one transaction";
+    counter PRUNED = "longshore_pruned_total", Count, [],
+        "Old done rows that were deleted";
+    gauge POOL_CONNECTIONS = "longshore_pool_connections", Count, ["state"],
+        "Postgres connections: max, open, idle";
+    gauge POOL_WAITING = "longshore_pool_waiting", Count, [],
+        "Callers waiting for a Postgres connection";
+    histogram POOL_WAIT = "longshore_pool_wait_seconds", Seconds, [],
+        "Time to get a Postgres connection";
+    counter POOL_ERRORS = "longshore_pool_errors_total", Count, ["stage"],
+        "Connections that could not be had, by stage: wait, create, recycle, backend";
+    // Downstream
+    histogram CALL_DURATION = "longshore_call_duration_seconds", Seconds, ["dependency"],
+        "Calls to a dependency, from admission to the last byte";
+    counter CALLS = "longshore_calls_total", Count, ["dependency", "result"],
+        "Calls to a dependency: ok, refused, transient, not_admitted, cancelled";
+    gauge BREAKER_STATE = "longshore_breaker_state", Count, ["dependency", "state"],
+        "1 for the state the breaker is in: closed, open, half_open; 0 for the others";
+    counter BREAKER_TRANSITIONS = "longshore_breaker_transitions_total", Count, ["dependency", "to"],
+        "Changes of a breaker's state";
+    // The process
+    gauge BUILD_INFO = "longshore_build_info", Count, ["version", "commit"],
+        "1, with the version as labels";
+    counter LOG_LINES_DROPPED = "longshore_log_lines_dropped_total", Count, [],
+        "Log lines dropped because stdout was too slow";
+}
+
+/// An attempt ended.
+pub fn request_finished(
+    kind: &str,
+    outcome: &'static str,
+    error_code: Option<&'static str>,
+    took: Duration,
+) {
+    counter!(REQUESTS, "kind" => kind.to_owned(), "outcome" => outcome).increment(1);
+    if let Some(code) = error_code {
+        counter!(ERRORS, "kind" => kind.to_owned(), "error_code" => code).increment(1);
+    }
+    histogram!(DURATION, "kind" => kind.to_owned()).record(took.as_secs_f64());
+}
+
+/// A request is done, this long after it was published.
+pub fn request_age(kind: &str, age: Duration) {
+    histogram!(AGE, "kind" => kind.to_owned()).record(age.as_secs_f64());
+}
+
+/// How many requests are being worked, of how many slots.
+pub fn slots(in_use: usize, of: usize) {
+    gauge!(IN_FLIGHT).set(in_use as f64);
+    gauge!(SLOTS).set(of as f64);
+}
+
+/// A request had unknown top-level fields.
+pub fn unknown_fields(kind: &str) {
+    counter!(UNKNOWN_FIELDS, "kind" => kind.to_owned()).increment(1);
+}
+
+/// What became of a reply: `sent`, `unroutable`, `failed`, `dropped`.
+pub fn reply(result: &'static str) {
+    counter!(REPLIES, "result" => result).increment(1);
+}
+
+/// Whether there is a subscription.
+pub fn consumer_up(up: bool) {
+    gauge!(CONSUMER_UP).set(f64::from(u8::from(up)));
+}
+
+/// A delivery was taken.
+pub fn delivered(redelivered: bool) {
+    counter!(DELIVERIES, "redelivered" => if redelivered { "true" } else { "false" }).increment(1);
+}
+
+/// Deliveries were settled (`ack`, `give_back`, `reject`) or could not be (`lost`).
+pub fn settled(settlement: &'static str, count: u64) {
+    counter!(SETTLEMENTS, "settlement" => settlement).increment(count);
+}
+
+/// A broker connection was given up.
+pub fn reconnecting(reason: &'static str) {
+    counter!(RECONNECTS, "reason" => reason).increment(1);
+}
+
+/// Messages ready in a queue.
+pub fn queue_depth(queue: &str, ready: u64) {
+    gauge!(QUEUE_DEPTH, "queue" => queue.to_owned()).set(ready as f64);
+}
+
+/// Whether this reason forbids consuming.
+pub fn paused(reason: &str, on: bool) {
+    gauge!(PAUSED, "reason" => reason.to_owned()).set(f64::from(u8::from(on)));
+}
+
+/// Rows of one state that is not `done`.
+pub fn ledger_rows(state: &'static str, rows: u64) {
+    gauge!(LEDGER_ROWS, "state" => state).set(rows as f64);
+}
+
+/// Requests parked on one dependency.
+pub fn parked(on: &str, rows: u64) {
+    gauge!(PARKED, "on" => on.to_owned()).set(rows as f64);
+}
+
+/// A request was taken over.
+pub fn taken_over() {
+    counter!(TAKEOVERS).increment(1);
+}
+
+/// A finish was fenced off.
+pub fn fenced() {
+    counter!(FENCED).increment(1);
+}
+
+/// This many requests shared a transaction of this step (`claim`, `finish`).
+pub fn batch(step: &'static str, rows: usize) {
+    histogram!(BATCH, "step" => step).record(rows as f64);
+}
+
+/// Old rows were deleted.
+pub fn pruned(rows: u64) {
+    counter!(PRUNED).increment(rows);
+}
+
+/// The state of the pool.
+pub fn pool(max: usize, open: usize, idle: usize, waiting: usize) {
+    for (state, count) in [("max", max), ("open", open), ("idle", idle)] {
+        gauge!(POOL_CONNECTIONS, "state" => state).set(count as f64);
+    }
+    gauge!(POOL_WAITING).set(waiting as f64);
+}
+
+/// A connection was had after this long.
+pub fn pool_wait(took: Duration) {
+    histogram!(POOL_WAIT).record(took.as_secs_f64());
+}
+
+/// A connection could not be had.
+pub fn pool_error(stage: &'static str) {
+    counter!(POOL_ERRORS, "stage" => stage).increment(1);
+}
+
+/// A call to a dependency ended: `ok`, `refused`, `transient`, `not_admitted`, `cancelled`.
+/// `took` is `None` where nothing was sent.
+pub fn call(dependency: &str, result: &'static str, took: Option<Duration>) {
+    counter!(CALLS, "dependency" => dependency.to_owned(), "result" => result).increment(1);
+    if let Some(took) = took {
+        histogram!(CALL_DURATION, "dependency" => dependency.to_owned()).record(took.as_secs_f64());
+    }
+}
+
+/// The state a breaker is in now.
+pub fn breaker_state(dependency: &str, now: &'static str) {
+    for state in ["closed", "open", "half_open"] {
+        let value = f64::from(u8::from(state == now));
+        gauge!(BREAKER_STATE, "dependency" => dependency.to_owned(), "state" => state).set(value);
+    }
+}
+
+/// A breaker changed its state.
+pub fn breaker_transition(dependency: &str, to: &'static str) {
+    counter!(BREAKER_TRANSITIONS, "dependency" => dependency.to_owned(), "to" => to).increment(1);
+    breaker_state(dependency, to);
+}
+
+/// Which build this is.
+pub fn build_info(version: &'static str, commit: &'static str) {
+    gauge!(BUILD_INFO, "version" => version, "commit" => commit).set(1.0);
+}
+
+/// Log lines dropped so far.
+pub fn log_lines_dropped(total: u64) {
+    counter!(LOG_LINES_DROPPED).absolute(total);
+}
