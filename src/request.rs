@@ -13,6 +13,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+pub(crate) use envelope::depth;
 pub use properties::Properties;
 
 use crate::outcome::ErrorCode;
@@ -90,6 +91,23 @@ pub struct Malformed {
     pub kind: Option<String>,
     /// The user, if it could be read.
     pub user_id: Option<String>,
+}
+
+impl Malformed {
+    /// The refused message in the form of a request, so that it can be filed under its id; `None`
+    /// without a usable one. What could not be read is empty.
+    pub fn into_request(self, message: Message) -> Option<Request> {
+        Some(Request {
+            id: self.id?,
+            kind: self.kind.unwrap_or_default(),
+            user_id: self.user_id.unwrap_or_default(),
+            payload: "{}".to_owned(),
+            deadline: None,
+            not_before: None,
+            unknown_fields: 0,
+            message,
+        })
+    }
 }
 
 impl fmt::Display for Malformed {

@@ -163,7 +163,7 @@ fn describe(text: &str) -> String {
 }
 
 /// The greatest nesting of arrays and objects outside strings.
-fn depth(body: &[u8]) -> usize {
+pub(crate) fn depth(body: &[u8]) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
     for byte in body {
         match byte {

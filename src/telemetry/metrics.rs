@@ -17,6 +17,30 @@ pub const SECONDS_BUCKETS: &[f64] = &[
     300.0, 1800.0, 3600.0,
 ];
 
+/// Upper bounds of the histograms that count rows.
+pub const ROWS_BUCKETS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0];
+
+/// The metrics about the process, as the crate `metrics-process` records them on Linux.
+/// <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>
+pub const PROCESS: &[Described] = &[
+    process(
+        "process_cpu_seconds_total",
+        "counter",
+        "Processor time spent by the process, in whole seconds",
+    ),
+    process("process_open_fds", "gauge", "Open file descriptors"),
+    process("process_max_fds", "gauge", "File descriptors that may be open"),
+    process("process_virtual_memory_bytes", "gauge", "Size of the address space"),
+    process("process_virtual_memory_max_bytes", "gauge", "How large the address space may grow"),
+    process("process_resident_memory_bytes", "gauge", "Memory in use"),
+    process("process_start_time_seconds", "gauge", "When the process started, in Unix time"),
+    process("process_threads", "gauge", "Threads of the operating system"),
+];
+
+const fn process(name: &'static str, kind: &'static str, help: &'static str) -> Described {
+    Described { name, kind, labels: &[], help }
+}
+
 macro_rules! names {
     ($($kind:ident $name:ident = $text:literal, $unit:ident, [$($label:literal),*], $help:literal;)+) => {
         $(const $name: &str = $text;)+
@@ -115,7 +139,7 @@ names! {
     gauge BUILD_INFO = "longshore_build_info", Count, ["version", "commit"],
         "1, with the version as labels";
     counter LOG_LINES_DROPPED = "longshore_log_lines_dropped_total", Count, [],
-        "Log lines dropped because stdout was too slow";
+        "Log lines dropped because stdout was too slow or failed";
 }
 
 /// An attempt ended.

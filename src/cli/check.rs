@@ -1,0 +1,75 @@
+//! `longshore check`: what is in the way of a worker, in plain words.
+
+use clap::Args;
+
+use super::Exit;
+use crate::{
+    config::Config,
+    downstream::Downstream,
+    kind,
+    ledger::Ledger,
+    pause::Pauses,
+    queue::{self, Level},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Print every setting with its default and its meaning, and check nothing
+    #[arg(long)]
+    pub(super) defaults: bool,
+}
+
+pub(super) async fn run(config: Config) -> Exit {
+    println!("settings      ok");
+    let mut faults = 0;
+    let mut tell = |room: &str, finding: Option<String>| match finding {
+        Some(text) => {
+            faults += 1;
+            println!("{room:<13} {text}");
+        }
+        None => println!("{room:<13} ok"),
+    };
+
+    let functions = kind::functions(&config.kinds);
+    let found = match Ledger::open(config.ledger.clone(), &functions, "longshore check", Pauses::default()) {
+        Ok(ledger) => ledger.findings(&functions).await,
+        Err(error) => vec![error],
+    };
+    tell_all(&mut tell, "postgres", found);
+
+    for finding in queue::check(&config.queue).await {
+        match finding.level {
+            Level::Problem => tell("rabbitmq", Some(finding.text)),
+            Level::Good | Level::Note => println!("{:<13} ok: {}", "rabbitmq", finding.text),
+        }
+    }
+
+    match Downstream::new(&config.dependencies) {
+        Ok(downstream) => {
+            for name in config.dependencies.keys() {
+                let found = downstream.reach(name).await.err().map(|error| format!("{name}: {error}"));
+                tell("dependency", found);
+            }
+        }
+        Err(error) => tell("dependency", Some(error.to_string())),
+    }
+    if config.kinds.is_empty() {
+        tell("kinds", Some("none is configured: every request would be refused; add a [kinds.\"…\"] section".to_owned()));
+    }
+    if faults == 0 {
+        println!("a worker with these settings can work");
+        Exit::Clean
+    } else {
+        println!("{faults} thing(s) in the way");
+        Exit::Failed
+    }
+}
+
+fn tell_all(tell: &mut impl FnMut(&str, Option<String>), room: &str, found: Vec<String>) {
+    if found.is_empty() {
+        tell(room, None);
+    }
+    for text in found {
+        tell(room, Some(text));
+    }
+}

@@ -1,0 +1,364 @@
+//! The layers of settings, merged, with the source of each value remembered.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use figment::{
+    Error as FigmentError, Figment, Metadata, Profile, Provider,
+    error::Kind,
+    providers::{Format as _, Serialized, Toml},
+    value::{Dict, Map, Value},
+};
+use serde::de::DeserializeOwned;
+
+use super::{DEFAULTS, Mistake, Mistakes};
+
+/// Which environment variable sets which key, besides `LONGSHORE__…`.
+const WELL_KNOWN: [(&str, &str); 2] = [("AMQP_URL", "queue.url"), ("DATABASE_URL", "ledger.url")];
+
+const PREFIX: &str = "LONGSHORE__";
+
+const BUILT_IN: &str = "the built-in defaults";
+
+/// The keys whose values are never shown.
+const SECRET: [&str; 3] = ["url", "password", "headers"];
+
+/// The merged settings and the mistakes found so far.
+pub(super) struct Layers {
+    figment: Figment,
+    all: Dict,
+    defaults: Dict,
+    mistakes: Vec<Mistake>,
+}
+
+impl Layers {
+    /// Reads all layers.
+    ///
+    /// # Errors
+    /// What cannot be read at all; then there is nothing to check.
+    pub(super) fn read(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Vec<Mistake>> {
+        let defaults = Figment::from(Toml::string(DEFAULTS));
+        let mut figment = defaults.clone();
+        if let Some(path) = file {
+            let text = fs::read_to_string(path).map_err(|error| vec![unreadable(path, &error.to_string())])?;
+            figment = figment.merge(Named { name: format!("file {}", path.display()), inner: Toml::string(&text) });
+        }
+        let mut environment: Vec<(String, String)> = environment.into_iter().collect();
+        environment.sort();
+        for (variable, key) in WELL_KNOWN {
+            if let Some((_, value)) = environment.iter().find(|(name, value)| name == variable && !value.is_empty()) {
+                figment = figment.merge(Variable { name: variable.to_owned(), key: key.to_owned(), value: value.clone() });
+            }
+        }
+        for (name, value) in &environment {
+            if let Some(key) = name.strip_prefix(PREFIX) {
+                let key = key.to_lowercase().replace("__", ".");
+                figment = figment.merge(Variable { name: name.clone(), key, value: value.clone() });
+            }
+        }
+        let dict = |figment: &Figment| {
+            figment.extract::<Dict>().map_err(|errors| {
+                errors
+                    .into_iter()
+                    .map(|error| Mistake {
+                        key: error.path.join("."),
+                        source: error.metadata.as_ref().map_or_else(|| "settings".to_owned(), source),
+                        text: error.kind.to_string(),
+                    })
+                    .collect::<Vec<_>>()
+            })
+        };
+        Ok(Self { all: dict(&figment)?, defaults: dict(&defaults)?, figment, mistakes: Vec::new() })
+    }
+
+    /// Replaces every `<secret>_file` by the secret that the file holds.
+    pub(super) fn read_secret_files(&mut self) {
+        let mut places: Vec<(Vec<String>, bool)> = ["queue", "ledger"]
+            .iter()
+            .flat_map(|section| ["url", "password"].map(|key| (vec![(*section).to_owned(), key.to_owned()], true)))
+            .collect();
+        for name in self.names("dependencies") {
+            let headers = vec!["dependencies".to_owned(), name, "headers".to_owned()];
+            for key in find(&self.all, &headers).and_then(Value::as_dict).into_iter().flat_map(Dict::keys) {
+                if let Some(header) = key.strip_suffix("_file") {
+                    let mut place = headers.clone();
+                    place.push(header.to_owned());
+                    places.push((place, false));
+                }
+            }
+        }
+        for (place, has_default) in places {
+            let mut file_place = place.clone();
+            if let Some(last) = file_place.last_mut() {
+                last.push_str("_file");
+            }
+            let Some(value) = find(&self.all, &file_place).cloned() else { continue };
+            let key = file_place.join(".");
+            let Some(path) = value.as_str().map(PathBuf::from) else {
+                self.add(&key, "must be the path of a file, as a string".to_owned());
+                continue;
+            };
+            if find(&self.all, &place).is_some() && !(has_default && self.source_of(&place) == BUILT_IN) {
+                self.add(&key, format!("{} is set as well, leave one of them out", place.join(".")));
+            }
+            match fs::read_to_string(&path) {
+                Ok(text) => {
+                    let secret = Value::String(value.tag(), text.trim_end_matches(['\r', '\n']).to_owned());
+                    put(&mut self.all, &place, Some(secret));
+                }
+                Err(error) => self.add(&key, format!("{} cannot be read: {error}", path.display())),
+            }
+            put(&mut self.all, &file_place, None);
+        }
+    }
+
+    /// Reads one section as `T`, gathering every mistake in it: what is wrong is noted, replaced by
+    /// its default, and the rest is read again.
+    pub(super) fn section<T: DeserializeOwned>(&mut self, path: &str) -> Option<T> {
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        let value = find(&self.all, &path).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
+        let defaults = find(&self.defaults, &path).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
+        self.read_as(&path, value, &defaults)
+    }
+
+    /// Reads the sections `[<section>.<name>]`, each over `[defaults.<default>]`.
+    pub(super) fn named_sections<T: DeserializeOwned>(&mut self, section: &str, default: &str) -> BTreeMap<String, T> {
+        let default = ["defaults".to_owned(), default.to_owned()];
+        let set = find(&self.all, &default).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
+        let built_in = find(&self.defaults, &default).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
+        let mut sections = BTreeMap::new();
+        for name in self.names(section) {
+            let path = vec![section.to_owned(), name.clone()];
+            let Some(own) = find(&self.all, &path).and_then(|value| value.as_dict().cloned()) else {
+                self.add(&path.join("."), "must be a section of its own".to_owned());
+                continue;
+            };
+            // A mistake in the shared defaults is told once, by their own section.
+            let mut merged = merge(merge(built_in.clone(), set.clone()), own);
+            if let Some(Value::Dict(tag, call)) = merged.remove("call") {
+                merged.insert("call".to_owned(), Value::Dict(tag, merge(self.call_defaults(), call)));
+            }
+            if let Some(read) = self.read_as(&path, merged, &built_in) {
+                sections.insert(name, read);
+            }
+        }
+        sections
+    }
+
+    /// Notes sections that nobody reads.
+    pub(super) fn refuse_unknown_sections(&mut self, known: &[&str]) {
+        let unknown: Vec<String> = self.all.keys().filter(|key| !known.contains(&key.as_str())).cloned().collect();
+        for key in unknown {
+            self.add(&key, format!("there is no such section; the sections are {}", known.join(", ")));
+        }
+        let defaults: Vec<String> =
+            self.names("defaults").into_iter().filter(|key| !["kind", "dependency", "call"].contains(&key.as_str())).collect();
+        for key in defaults {
+            self.add(&format!("defaults.{key}"), "there are defaults for `dependency`, `kind` and `call` only".to_owned());
+        }
+        if self.section_is_broken("defaults.dependency") {
+            self.add("defaults.dependency", "must be a section".to_owned());
+        }
+    }
+
+    pub(super) fn add(&mut self, key: &str, text: String) {
+        let path = self.split(key);
+        let mistake = Mistake { key: key.to_owned(), source: self.source_of(&path), text };
+        if !self.mistakes.contains(&mistake) {
+            self.mistakes.push(mistake);
+        }
+    }
+
+    pub(super) fn has_mistakes(&self) -> bool {
+        !self.mistakes.is_empty()
+    }
+
+    pub(super) fn into_mistakes(self) -> Mistakes {
+        Mistakes(self.mistakes)
+    }
+
+    fn names(&self, section: &str) -> Vec<String> {
+        self.all.get(section).and_then(Value::as_dict).into_iter().flat_map(Dict::keys).cloned().collect()
+    }
+
+    /// `[defaults.call]`: a kind need not have a call, but if it has, this is beneath it.
+    fn call_defaults(&self) -> Dict {
+        let path = ["defaults".to_owned(), "call".to_owned()];
+        find(&self.all, &path).and_then(Value::as_dict).cloned().unwrap_or_default()
+    }
+
+    fn section_is_broken(&self, path: &str) -> bool {
+        find(&self.all, &self.split(path)).is_some_and(|value| value.as_dict().is_none())
+    }
+
+    /// A key's path. The names of kinds have dots of their own.
+    fn split(&self, key: &str) -> Vec<String> {
+        if let Some(rest) = key.strip_prefix("kinds.") {
+            let name = self.names("kinds").into_iter().filter(|name| rest.starts_with(name.as_str())).max_by_key(String::len);
+            if let Some(name) = name {
+                let tail = rest[name.len()..].split('.').filter(|part| !part.is_empty()).map(str::to_owned);
+                return ["kinds".to_owned(), name.clone()].into_iter().chain(tail).collect();
+            }
+        }
+        key.split('.').map(str::to_owned).collect()
+    }
+
+    /// Where the value at this path comes from; of a value that is not there, its nearest section's.
+    fn source_of(&self, path: &[String]) -> String {
+        (1..=path.len())
+            .rev()
+            .find_map(|length| find(&self.all, &path[..length]))
+            .and_then(|value| self.figment.get_metadata(deepest_tag(value)))
+            .map_or_else(|| "settings".to_owned(), source)
+    }
+
+    fn read_as<T: DeserializeOwned>(&mut self, path: &[String], mut value: Dict, defaults: &Dict) -> Option<T> {
+        // Each round mends at least one key, so there are at most as many as keys.
+        for _ in 0..1_000 {
+            let errors = match Figment::from(Serialized::globals(&value)).extract_lossy::<T>() {
+                Ok(read) => return Some(read),
+                Err(errors) => errors,
+            };
+            let mut mended = false;
+            for error in errors {
+                mended |= self.mend(path, &mut value, defaults, &error);
+            }
+            if !mended {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Notes an error and puts the default in its place; false when there is none.
+    fn mend(&mut self, path: &[String], value: &mut Dict, defaults: &Dict, error: &FigmentError) -> bool {
+        let mut local = error.path.clone();
+        let (text, unknown) = match &error.kind {
+            Kind::UnknownField(field, known) => {
+                if local.last() != Some(field) {
+                    local.push(field.clone());
+                }
+                (format!("there is no such setting; known here are {}", known.join(", ")), true)
+            }
+            Kind::MissingField(field) => {
+                local.push(field.to_string());
+                ("is missing".to_owned(), false)
+            }
+            kind => (describe(kind, &local), false),
+        };
+        let key: Vec<String> = path.iter().chain(&local).cloned().collect();
+        self.add(&key.join("."), text);
+        let default = if unknown { None } else { find(defaults, &local).cloned() };
+        if default.is_none() && !unknown && !matches!(local.len(), 1) {
+            return put(value, &local, None);
+        }
+        match default {
+            None if !unknown => false,
+            default => put(value, &local, default),
+        }
+    }
+}
+
+/// An error in words that name the remedy and show no secret.
+fn describe(kind: &Kind, local: &[String]) -> String {
+    if local.iter().any(|part| SECRET.contains(&part.as_str())) {
+        return "must be a string".to_owned();
+    }
+    let text = kind.to_string();
+    if text.contains("duration") || text.contains("time unit") {
+        return format!("{text}; write a number with a unit: 250ms, 5s, 10m, 2h, 7d");
+    }
+    text
+}
+
+fn source(metadata: &Metadata) -> String {
+    if metadata.name.contains("TOML") { BUILT_IN.to_owned() } else { metadata.name.to_string() }
+}
+
+fn unreadable(path: &Path, error: &str) -> Mistake {
+    Mistake {
+        key: "--config".to_owned(),
+        source: format!("file {}", path.display()),
+        text: format!("cannot be read: {error}"),
+    }
+}
+
+fn find<'a>(dict: &'a Dict, path: &[String]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let value = dict.get(first)?;
+    if rest.is_empty() { Some(value) } else { find(value.as_dict()?, rest) }
+}
+
+/// Sets or removes a value; true when that changed anything.
+fn put(dict: &mut Dict, path: &[String], new: Option<Value>) -> bool {
+    let Some((first, rest)) = path.split_first() else { return false };
+    if rest.is_empty() {
+        return match new {
+            Some(value) => dict.insert(first.clone(), value).is_none_or(|old| Some(&old) != dict.get(first)),
+            None => dict.remove(first).is_some(),
+        };
+    }
+    match dict.get_mut(first) {
+        Some(Value::Dict(_, inner)) => put(inner, rest, new),
+        _ => false,
+    }
+}
+
+fn merge(mut under: Dict, over: Dict) -> Dict {
+    for (key, value) in over {
+        let value = match (under.remove(&key), value) {
+            (Some(Value::Dict(_, under)), Value::Dict(tag, over)) => Value::Dict(tag, merge(under, over)),
+            (_, value) => value,
+        };
+        under.insert(key, value);
+    }
+    under
+}
+
+/// A section has no source of its own: it has that of what is in it.
+fn deepest_tag(value: &Value) -> figment::value::Tag {
+    match value.as_dict().and_then(|dict| dict.values().next()) {
+        Some(inner) => deepest_tag(inner),
+        None => value.tag(),
+    }
+}
+
+/// One environment variable, whose value stays text: `PASSWORD=0123` is no number.
+struct Variable {
+    name: String,
+    key: String,
+    value: String,
+}
+
+impl Provider for Variable {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(format!("environment variable {}", self.name))
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, FigmentError> {
+        let nested = figment::util::nest(&self.key, Value::from(self.value.clone()));
+        Ok(Profile::Default.collect(nested.into_dict().unwrap_or_default()))
+    }
+}
+
+/// Settings under a name that people know them by.
+struct Named<P> {
+    name: String,
+    inner: P,
+}
+
+impl<P: Provider> Provider for Named<P> {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, FigmentError> {
+        self.inner.data()
+    }
+}

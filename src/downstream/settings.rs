@@ -1,0 +1,114 @@
+//! `[dependencies.<name>]`: where a service is, and how much it may take of us.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use reqwest::Url;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::{breaker, call::header_problem};
+
+/// No call takes longer: an hour.
+const LONGEST: Duration = Duration::from_secs(60 * 60);
+/// More connections than this to one service are a mistake in the settings.
+const MOST_IN_FLIGHT: usize = 100_000;
+/// A response is held in memory and goes into the ledger: 64 MiB.
+const LARGEST_RESPONSE: usize = 64 * 1024 * 1024;
+
+/// `[dependencies.<name>]`: one downstream service.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The base URL, `http` or `https`, without credentials, query or fragment; the paths of the
+    /// calls are appended to it.
+    pub url: String,
+    /// How long one call may take in all, from admission to the last byte of the answer.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// How long a new connection may take of that, name look-up and TLS included.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// The largest response body, in bytes; a larger one is not read to its end.
+    pub max_response_bytes: usize,
+    /// Calls under way at once; what comes on top is parked for a moment.
+    pub max_in_flight: usize,
+    /// Requests parked on this dependency before the worker stops consuming.
+    pub max_parked: u64,
+    /// Headers sent with every call, such as `authorization`.
+    pub headers: BTreeMap<String, SecretString>,
+    /// Certificate authorities in PEM form that are trusted besides the machine's own.
+    pub ca_file: Option<PathBuf>,
+    /// When calls are stopped, and for how long.
+    pub breaker: breaker::Settings,
+}
+
+impl Settings {
+    pub(super) fn uses_tls(&self) -> bool {
+        Url::parse(&self.url).is_ok_and(|url| url.scheme() == "https")
+    }
+
+    /// Every mistake, as (setting, what is wrong and what would be right).
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut check = |right: bool, setting: &str, wrong: &str| {
+            if !right {
+                problems.push((setting.to_owned(), wrong.to_owned()));
+            }
+        };
+        match Url::parse(&self.url) {
+            Ok(url) => {
+                check(
+                    matches!(url.scheme(), "http" | "https"),
+                    "url",
+                    "must begin with http:// or https://",
+                );
+                check(
+                    url.username().is_empty() && url.password().is_none(),
+                    "url",
+                    "holds credentials, which would show in logs: send them as headers.authorization",
+                );
+                check(
+                    url.query().is_none() && url.fragment().is_none(),
+                    "url",
+                    "has a query or fragment, which belong into the path of a call",
+                );
+            }
+            // The text itself is not shown, for it may hold a password.
+            Err(error) => check(
+                false,
+                "url",
+                &format!("is not a url ({error}), e.g. https://geocoder.example"),
+            ),
+        }
+        for (setting, time) in
+            [("timeout", self.timeout), ("connect_timeout", self.connect_timeout)]
+        {
+            let right = time >= Duration::from_millis(1) && time <= LONGEST;
+            check(right, setting, "must be between 1ms and 1h");
+        }
+        check(
+            self.connect_timeout <= self.timeout,
+            "connect_timeout",
+            "must not be longer than timeout",
+        );
+        let right = (1..=LARGEST_RESPONSE).contains(&self.max_response_bytes);
+        check(right, "max_response_bytes", "must be between 1 and 67108864 (64 MiB)");
+        let right = (1..=MOST_IN_FLIGHT).contains(&self.max_in_flight);
+        check(right, "max_in_flight", "must be between 1 and 100000");
+        check(self.max_parked > 0, "max_parked", "is 0, must be at least 1");
+        for (name, value) in &self.headers {
+            if let Some(wrong) = header_problem(name, value.expose_secret()) {
+                check(false, &format!("headers.{name}"), wrong);
+            }
+        }
+        // Otherwise a probe that hangs would make room for another, and another.
+        check(
+            self.breaker.probe_timeout >= self.timeout,
+            "breaker.probe_timeout",
+            "must be at least as long as the dependency's timeout",
+        );
+        let breaker = self.breaker.problems().into_iter();
+        problems.extend(breaker.map(|(setting, wrong)| (format!("breaker.{setting}"), wrong)));
+        problems
+    }
+}

@@ -1,0 +1,116 @@
+//! Work of any sort under a dependency's breaker, in paused time.
+
+use std::future;
+
+use super::*;
+
+fn well() -> future::Ready<Judged<u8>> {
+    future::ready(Judged { result: Ok(1), verdict: Verdict::Success })
+}
+
+fn sick() -> future::Ready<Judged<u8>> {
+    let failure = Failure::new(ErrorCode::CallFailed, "no");
+    future::ready(Err(StepError::Transient { failure, retry_in: None }).into())
+}
+
+fn subject(change: impl FnOnce(&mut Settings)) -> Downstream {
+    let mut settings = settings("http://localhost:1");
+    change(&mut settings);
+    downstream(settings)
+}
+
+fn is_not_admitted(result: &Result<u8, StepError>) -> bool {
+    matches!(result, Err(StepError::NotAdmitted { .. }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_opens_the_breaker_and_a_probe_closes_it() {
+    let downstream = subject(|_| {});
+    let dependency = downstream.get("geocoder").unwrap();
+    for _ in 0..3 {
+        assert_eq!(dependency.state(), "closed");
+        transient(dependency.guard(AMPLE, sick()).await.unwrap_err());
+    }
+    let mut begun = false;
+    let refused = dependency
+        .guard(AMPLE, async {
+            begun = true;
+            well().await
+        })
+        .await;
+    assert!(is_not_admitted(&refused) && !begun, "the work is not begun");
+    tokio::time::advance(10 * SECOND).await;
+    assert!(dependency.admits());
+    assert_eq!(dependency.guard(AMPLE, well()).await, Ok(1));
+    assert_eq!(dependency.state(), "closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_half_open_only_the_probes_go_through_and_a_dropped_one_frees_its_place() {
+    let downstream = subject(|_| {});
+    let dependency = downstream.get("geocoder").unwrap();
+    for _ in 0..3 {
+        transient(dependency.guard(AMPLE, sick()).await.unwrap_err());
+    }
+    tokio::time::advance(10 * SECOND).await;
+    let mut probe = Box::pin(dependency.guard(AMPLE, future::pending::<Judged<u8>>()));
+    assert!(futures_util::poll!(&mut probe).is_pending());
+    assert_eq!((dependency.state(), dependency.admits()), ("half_open", false));
+    assert!(is_not_admitted(&dependency.guard(AMPLE, well()).await));
+    drop(probe);
+    assert_eq!((dependency.state(), dependency.admits()), ("half_open", true));
+    assert_eq!(dependency.guard(AMPLE, well()).await, Ok(1));
+    assert_eq!(dependency.state(), "closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn running_out_of_the_request_s_own_time_counts_only_if_it_was_long_enough_to_tell() {
+    let hang = || future::pending::<Judged<u8>>();
+    for (budget, state) in [(2 * SECOND, "closed"), (3 * SECOND, "open")] {
+        let downstream = subject(|_| {});
+        let dependency = downstream.get("geocoder").unwrap();
+        for _ in 0..3 {
+            let (error, _) = transient(dependency.guard(budget, hang()).await.unwrap_err());
+            assert!(error.starts_with("call to geocoder did not end within"), "{error}");
+            assert!(error.ends_with("(the request's time left)"), "{error}");
+        }
+        assert_eq!(dependency.state(), state, "{budget:?} of a timeout of 30 s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_time_left_nothing_is_begun() {
+    let downstream = subject(|_| {});
+    let error =
+        downstream.get("geocoder").unwrap().guard(Duration::ZERO, well()).await.unwrap_err();
+    assert!(transient(error).0.contains("was not begun"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_panics_gives_its_place_back() {
+    let downstream = std::sync::Arc::new(subject(|settings| settings.max_in_flight = 1));
+    let theirs = downstream.clone();
+    let panicked = tokio::spawn(async move {
+        let work = async { panic!("as a test") };
+        theirs.get("geocoder").unwrap().guard::<u8>(AMPLE, work).await
+    });
+    assert!(panicked.await.unwrap_err().is_panic());
+    assert_eq!(downstream.get("geocoder").unwrap().guard(AMPLE, well()).await, Ok(1));
+}
+
+#[test]
+fn the_usual_judgement_blames_the_service_for_what_may_pass_only() {
+    let failure = Failure::new(ErrorCode::CallFailed, "no");
+    let later = Some(SECOND);
+    for (result, verdict) in [
+        (Ok(1), Verdict::Success),
+        (Err(StepError::Refused(failure.clone())), Verdict::Success),
+        (
+            Err(StepError::Transient { failure, retry_in: later }),
+            Verdict::Failure { retry_after: later },
+        ),
+        (Err(StepError::NotAdmitted { on: "other".into(), retry_in: SECOND }), Verdict::Silent),
+    ] {
+        assert_eq!(Judged::from(result).verdict, verdict);
+    }
+}

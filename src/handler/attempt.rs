@@ -1,0 +1,166 @@
+//! What is known of an attempt while it runs: for its log line, and for whoever interrupts it.
+
+use std::{sync::Arc, time::Duration};
+
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use crate::{
+    ledger::{Due, Fence, Finish, Hold, Verdict},
+    outcome::Outcome,
+    request::{Malformed, Message, Request},
+    telemetry::{RequestLine, metrics},
+};
+
+/// What an attempt begins with.
+pub(crate) enum Started {
+    /// A message from the queue.
+    Delivered { message: Message, redelivered: bool },
+    /// A row of the ledger, claimed already.
+    Due(Due),
+}
+
+/// An attempt under way.
+pub(crate) struct Attempt {
+    started: Instant,
+    pub(super) received_at: OffsetDateTime,
+    pub(super) fence: Fence,
+    /// From 1.
+    pub(super) number: u32,
+    pub(super) max: Option<u32>,
+    source: &'static str,
+    redelivered: bool,
+    /// The request that has a running row under our fence, or may have one.
+    held: Option<Arc<Request>>,
+    request: Option<Arc<Request>>,
+    malformed: Option<(Option<String>, Option<String>, Option<String>)>,
+    pub(super) claim: Option<Duration>,
+    pub(super) call: Option<Duration>,
+    pub(super) finish: Option<Duration>,
+}
+
+impl Attempt {
+    pub(crate) fn new(started: &Started) -> Self {
+        let attempt = Self {
+            started: Instant::now(),
+            received_at: OffsetDateTime::now_utc(),
+            fence: Fence::new(),
+            number: 1,
+            max: None,
+            source: "queue",
+            redelivered: false,
+            held: None,
+            request: None,
+            malformed: None,
+            claim: None,
+            call: None,
+            finish: None,
+        };
+        match started {
+            Started::Delivered { redelivered, .. } => Self { redelivered: *redelivered, ..attempt },
+            Started::Due(due) => Self {
+                received_at: due.received_at,
+                fence: due.fence,
+                number: due.attempt,
+                source: "due",
+                held: due.request.as_ref().ok().cloned(),
+                ..attempt
+            },
+        }
+    }
+
+    pub(super) fn is_of(&mut self, request: &Arc<Request>) {
+        self.request = Some(Arc::clone(request));
+    }
+
+    pub(super) fn is_malformed(&mut self, malformed: &Malformed) {
+        self.malformed = Some((malformed.id.clone(), malformed.kind.clone(), malformed.user_id.clone()));
+    }
+
+    /// From here on the ledger may hold a running row for it.
+    pub(super) fn claiming(&mut self, request: &Arc<Request>) {
+        self.held = Some(Arc::clone(request));
+    }
+
+    pub(super) fn claimed(&mut self, request: &Arc<Request>, number: u32) {
+        self.held = Some(Arc::clone(request));
+        self.number = number;
+    }
+
+    pub(super) fn held(&self) -> Option<Arc<Request>> {
+        self.held.clone()
+    }
+
+    pub(super) fn finish(&self, request: &Arc<Request>, verdict: Verdict, charged: bool) -> Finish {
+        Finish {
+            request: Arc::clone(request),
+            hold: if self.held.is_some() { Hold::Claimed(self.fence) } else { Hold::Fresh(self.fence) },
+            verdict,
+            charged,
+            response: None,
+            steps: None,
+            // Bounded by the ledger's own statement timeout.
+            budget: Duration::MAX,
+            received_at: self.received_at,
+        }
+    }
+
+    /// Tells metrics and log what became of it.
+    pub(crate) fn ended(&self, outcome: &Outcome, kind_is_known: bool) {
+        let took = self.started.elapsed();
+        let request = self.request.as_deref();
+        let (id, kind, user) = match (&self.malformed, request) {
+            (_, Some(request)) => {
+                (Some(request.id.as_str()), Some(request.kind.as_str()), Some(request.user_id.as_str()))
+            }
+            (Some((id, kind, user)), None) => (id.as_deref(), kind.as_deref(), user.as_deref()),
+            (None, None) => (None, None, None),
+        };
+        let failure = outcome.failure();
+        // Kinds that are not configured come from messages: they would be labels without end.
+        let label = kind.filter(|_| kind_is_known).unwrap_or("unknown");
+        metrics::request_finished(label, outcome.name(), failure.map(|failure| failure.code.name()), took);
+        let since = request.and_then(Request::published_at).unwrap_or(self.received_at);
+        let age = Duration::try_from(OffsetDateTime::now_utc() - since).unwrap_or_default();
+        if *outcome == Outcome::Done {
+            metrics::request_age(label, age);
+        }
+        let (due_in, parked_on) = match outcome {
+            Outcome::Retry { due_in, .. } => (Some(*due_in), None),
+            Outcome::Parked { on, due_in } => (Some(*due_in), Some(on.as_str())),
+            _ => (None, None),
+        };
+        let millis = |duration: Duration| duration.as_secs_f64() * 1_000.0;
+        RequestLine {
+            request_id: id,
+            user_id: user,
+            kind,
+            outcome: outcome.name(),
+            attempt: Some(self.number),
+            max_attempts: self.max,
+            error_code: failure.map(|failure| failure.code.name()),
+            error: failure.map(|failure| failure.error.as_str()),
+            trace_id: request.and_then(|request| request.message.properties.trace_id()),
+            app_id: request.and_then(|request| request.message.properties.app_id.as_deref()),
+            redelivered: self.redelivered,
+            source: self.source,
+            age_ms: u64::try_from(age.as_millis()).ok(),
+            duration_ms: millis(took),
+            claim_ms: self.claim.map(millis),
+            call_ms: self.call.map(millis),
+            finish_ms: self.finish.map(millis),
+            due_in_ms: due_in.and_then(|due_in| u64::try_from(due_in.as_millis()).ok()),
+            parked_on,
+        }
+        .emit();
+    }
+
+    /// The kind it is known by, for the lookup that bounds the labels.
+    pub(crate) fn kind(&self) -> Option<&str> {
+        match (&self.request, &self.malformed) {
+            (Some(request), _) => Some(&request.kind),
+            (None, Some((_, kind, _))) => kind.as_deref(),
+            (None, None) => None,
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Opens the rooms in order, runs the corridor, and closes them in order.
+
+mod upkeep;
+
+use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use self::upkeep::House;
+use crate::{
+    admin::{self, Admin},
+    config::Config,
+    downstream::Downstream,
+    handler::Handler,
+    kind::{self, Kinds},
+    ledger::{Ledger, LedgerError, Schema},
+    pause::Pauses,
+    queue::{self, Identity},
+    stack,
+    steps::Steps,
+    stop::Stop,
+    telemetry::{self, Recorder, metrics, version},
+    worker::{Drained, Worker},
+};
+
+/// The longest that telling the broker the last of it may take.
+const CLOSE_QUEUE: Duration = Duration::from_secs(5);
+/// The longest that the admin server waits for an answer under way.
+const CLOSE_ADMIN: Duration = Duration::from_secs(2);
+
+/// A worker, ready to run.
+pub struct Longshore {
+    config: Config,
+    steps: BTreeMap<String, Arc<dyn Steps>>,
+}
+
+/// Why a worker could not run. What passes by itself (broker or database away) is not among it.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A room refused its settings.
+    #[error("{0}")]
+    Settings(String),
+    /// The ledger's tables are not those of this version.
+    #[error("{0}")]
+    Schema(String),
+    /// The admin server could not start.
+    #[error("admin server: {0}")]
+    Admin(#[from] admin::Error),
+    /// Telemetry could not start.
+    #[error("telemetry: {0}")]
+    Telemetry(#[from] telemetry::Error),
+}
+
+impl Longshore {
+    /// A worker that does what the configuration says.
+    pub fn new(config: Config) -> Self {
+        Self { config, steps: BTreeMap::new() }
+    }
+
+    /// Has the requests of one kind worked in Rust. Timeouts and attempts are those of
+    /// `[kinds."<name>"]` if there is such a section, of `[defaults.kind]` otherwise.
+    #[must_use]
+    pub fn kind(mut self, name: &str, steps: impl Steps) -> Self {
+        self.steps.insert(name.to_owned(), Arc::new(steps));
+        self
+    }
+
+    /// Works until `stop` is asked for, and drains.
+    ///
+    /// # Errors
+    /// [`RunError`]: it never began.
+    pub async fn run(self, stop: Stop) -> Result<Drained, RunError> {
+        let Self { config, steps } = self;
+        let recorder = Recorder::install()?;
+        metrics::build_info(version::NUMBER, version::COMMIT);
+        let identity = identity();
+        info!(event = "worker.starting", version = version::VERSION, worker = identity, "starting");
+        if !stack::is_large_enough() {
+            warn!(
+                event = "worker.small_stack",
+                "RUST_MIN_STACK is below 67108864: a message with deeply nested headers can abort this process; set it, or call longshore::stack::ensure first in main"
+            );
+        }
+        let pauses = Pauses::default();
+        let house = Arc::new(House::new(pauses.clone(), stop.clone()));
+        let admin = match config.admin.enabled {
+            true => Some(admin::start(config.admin.clone(), recorder, house.clone()).await?),
+            false => None,
+        };
+        let drained = work(config, &steps, identity, &house).await;
+        if let Some(admin) = admin {
+            Admin::stop(admin, CLOSE_ADMIN).await;
+        }
+        drained
+    }
+}
+
+async fn work(
+    config: Config,
+    steps: &BTreeMap<String, Arc<dyn Steps>>,
+    identity: String,
+    house: &Arc<House>,
+) -> Result<Drained, RunError> {
+    let (pauses, stop) = (house.pauses.clone(), house.stop.clone());
+    let kinds = Kinds::new(&config.kinds, steps, &config.default_kind);
+    let downstream =
+        Arc::new(Downstream::new(&config.dependencies).map_err(|error| RunError::Settings(error.to_string()))?);
+    let ledger = Ledger::open(config.ledger.clone(), &kind::functions(&config.kinds), &identity, pauses.clone())
+        .map_err(|error| RunError::Settings(format!("ledger: {error}")))?;
+    if !migrated(&ledger, &config, &stop).await? {
+        ledger.close();
+        return Ok(Drained::unstarted());
+    }
+    ledger.start();
+    let settings = config.queue.clone();
+    let (queue, inbox) = queue::start(settings, pauses.clone(), stop.clone(), Identity { name: identity })
+        .map_err(|error| RunError::Settings(format!("queue: {error}")))?;
+    house.opened(queue.follow());
+    let handler = Arc::new(Handler {
+        ledger: ledger.clone(),
+        downstream,
+        kinds,
+        replies: queue.replies(),
+        pauses: pauses.clone(),
+        max_message_bytes: config.worker.max_message_bytes,
+    });
+    let worker = Worker::new(handler, config.worker.clone(), pauses, stop);
+    let upkeep = upkeep::start(house.clone(), ledger.clone(), &config, worker.slots.clone());
+    let mut drained = worker.run(inbox).await;
+    let closed = queue.close(CLOSE_QUEUE).await;
+    drop(upkeep);
+    ledger.close();
+    drained.lost = closed.lost;
+    drained.given_back += closed.unsettled;
+    info!(
+        event = "worker.drained",
+        finished = drained.finished,
+        given_back = drained.given_back,
+        interrupted = drained.interrupted,
+        lost = drained.lost,
+        seconds = drained.took.as_secs_f64(),
+        forced = drained.forced,
+        "drained"
+    );
+    Ok(drained)
+}
+
+/// Waits for Postgres and looks at the ledger's tables; false when a stop came first.
+async fn migrated(ledger: &Ledger, config: &Config, stop: &Stop) -> Result<bool, RunError> {
+    let mut told = false;
+    loop {
+        let looked = tokio::select! {
+            biased;
+            () = stop.asked() => return Ok(false),
+            looked = ledger.schema() => looked,
+        };
+        match looked {
+            Ok(Schema::Current) => return Ok(true),
+            Ok(schema) => return Err(RunError::Schema(schema.remedy(&config.ledger.schema))),
+            Err(LedgerError::Away(error)) => {
+                if !told {
+                    warn!(event = "ledger.away", error, "postgres is away, nothing is consumed until it is there");
+                    told = true;
+                }
+            }
+            Err(LedgerError::Step(error)) => return Err(RunError::Schema(format!("{error:?}"))),
+        }
+        tokio::select! {
+            () = stop.asked() => return Ok(false),
+            () = sleep(config.ledger.probe_interval) => {}
+        }
+    }
+}
+
+/// How this worker is known to the broker, to Postgres and in the ledger.
+fn identity() -> String {
+    let host = gethostname::gethostname();
+    format!("longshore@{}:{}", host.to_string_lossy(), process::id())
+}

@@ -1,0 +1,165 @@
+//! What goes on beside the corridor: health, counts, and telling why nothing is consumed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use tokio::{sync::{Semaphore, watch}, task::JoinSet, time::{MissedTickBehavior, interval}};
+use tracing::{info, warn};
+
+use crate::{
+    admin::{Health, Readiness},
+    config::Config,
+    ledger::{Counts, Ledger},
+    pause::{Pauses, Reason},
+    queue::Status,
+    stop::Stop,
+    telemetry::metrics,
+};
+
+/// What the probes look at.
+pub(super) struct House {
+    pub(super) pauses: Pauses,
+    pub(super) stop: Stop,
+    queue: OnceLock<watch::Receiver<Status>>,
+}
+
+impl House {
+    pub(super) fn new(pauses: Pauses, stop: Stop) -> Self {
+        Self { pauses, stop, queue: OnceLock::new() }
+    }
+
+    /// The queue has been opened.
+    pub(super) fn opened(&self, queue: watch::Receiver<Status>) {
+        let _only_once = self.queue.set(queue).is_ok();
+    }
+}
+
+impl Health for House {
+    /// Ready means consuming, or not consuming for a reason that is known and passes by itself.
+    fn ready(&self) -> Readiness {
+        let mut detail = Vec::new();
+        let reasons = self.pauses.reasons();
+        if !reasons.is_empty() {
+            detail.push(("paused".to_owned(), reasons.join(", ")));
+        }
+        let status = self.queue.get().map(|queue| queue.borrow().clone());
+        if let Some(error) = status.as_ref().and_then(|status| status.last_error.clone()) {
+            detail.push(("broker".to_owned(), error));
+        }
+        let (ready, state) = match &status {
+            _ if self.stop.is_asked() => (false, "draining"),
+            None => (false, "starting"),
+            Some(status) if !status.connected => (false, "reconnecting"),
+            Some(_) if !reasons.is_empty() => (true, "paused"),
+            Some(status) if status.consuming => (true, "consuming"),
+            Some(_) => (false, "subscribing"),
+        };
+        Readiness { ready, state: state.to_owned(), detail }
+    }
+}
+
+/// Starts the upkeep; it ends when the set is dropped.
+pub(super) fn start(house: Arc<House>, ledger: Arc<Ledger>, config: &Config, slots: Arc<Semaphore>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let limits = config.dependencies.iter().map(|(name, dependency)| (name.clone(), dependency.max_parked)).collect();
+    tasks.spawn(tell_pauses(house.pauses.clone()));
+    tasks.spawn(count(house.pauses.clone(), ledger, limits, config.worker.counts_interval));
+    tasks.spawn(watch_slots(slots, config.worker.concurrency));
+    tasks
+}
+
+/// Tells log and metrics each reason that comes and goes.
+async fn tell_pauses(pauses: Pauses) {
+    let mut follow = pauses.subscribe();
+    let mut told = BTreeSet::new();
+    loop {
+        let now = follow.borrow_and_update().clone();
+        for reason in now.difference(&told) {
+            metrics::paused(&reason.to_string(), true);
+            info!(event = "worker.paused", reason = %reason, "nothing is consumed");
+        }
+        for reason in told.difference(&now) {
+            metrics::paused(&reason.to_string(), false);
+            info!(event = "worker.resumed", reason = %reason, "this reason not to consume is gone");
+        }
+        told = now;
+        if follow.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Exports what is in the ledger, and pauses where too much is parked.
+async fn count(pauses: Pauses, ledger: Arc<Ledger>, limits: BTreeMap<String, u64>, every: Duration) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = BTreeSet::new();
+    loop {
+        ticks.tick().await;
+        if pauses.contains(&Reason::Postgres) {
+            continue;
+        }
+        let Ok(counts) = ledger.counts().await else { continue };
+        export(&counts, &mut seen);
+        for (dependency, limit) in &limits {
+            let parked = counts.parked.iter().find(|(on, _)| on == dependency).map_or(0, |(_, rows)| *rows);
+            bound(&pauses, dependency, parked, *limit);
+        }
+    }
+}
+
+fn export(counts: &Counts, seen: &mut BTreeSet<String>) {
+    let parked: u64 = counts.parked.iter().map(|(_, rows)| rows).sum();
+    for (state, rows) in
+        [("running", counts.running), ("waiting", counts.waiting), ("parked", parked), ("dead", counts.dead)]
+    {
+        metrics::ledger_rows(state, rows);
+    }
+    // What is no longer parked on anything must not be shown for ever.
+    for gone in seen.iter().filter(|on| !counts.parked.iter().any(|(now, _)| now == *on)) {
+        metrics::parked(gone, 0);
+    }
+    for (on, rows) in &counts.parked {
+        metrics::parked(on, *rows);
+        seen.insert(on.clone());
+    }
+}
+
+/// Pauses above the limit, and goes on below nine tenths of it, so that it does not flutter.
+fn bound(pauses: &Pauses, dependency: &str, parked: u64, limit: u64) {
+    let reason = Reason::Breaker(dependency.to_owned());
+    if parked >= limit {
+        if pauses.add(reason) {
+            warn!(event = "worker.parked_full", dependency, parked, limit, "too much is parked on a dependency");
+        }
+    } else if parked < limit - limit / 10 {
+        pauses.remove(&reason);
+    }
+}
+
+async fn watch_slots(slots: Arc<Semaphore>, of: usize) {
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        metrics::slots(of.saturating_sub(slots.available_permits()), of);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_much_parked_pauses_until_it_has_clearly_become_less() {
+        let pauses = Pauses::default();
+        let paused = |parked| {
+            bound(&pauses, "mailer", parked, 100);
+            pauses.is_paused()
+        };
+        assert_eq!([paused(99), paused(100), paused(95), paused(90), paused(89)], [false, true, true, true, false]);
+    }
+}

@@ -1,0 +1,164 @@
+//! Kinds: what is to be done for the requests of one name, and how patiently.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::Deserialize;
+
+use crate::{
+    downstream::CallSettings,
+    ledger::{Function, is_function_name},
+    retry::RetryPolicy,
+    steps::Steps,
+};
+
+/// `[kinds."<name>"]`, over `[defaults.kind]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The SQL function that applies a request: `f(request jsonb[, response jsonb]) returns jsonb`.
+    pub apply: Option<String>,
+    /// The HTTP request that goes before it.
+    pub call: Option<CallSettings>,
+    /// Whether the outcome is published to the request's `reply_to`.
+    pub reply: bool,
+    /// The longest an attempt may take.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Attempts in all.
+    pub max_attempts: u32,
+    /// The delay after the first failure, before jitter.
+    #[serde(with = "humantime_serde")]
+    pub initial_delay: Duration,
+    /// No delay is longer.
+    #[serde(with = "humantime_serde")]
+    pub max_delay: Duration,
+    /// Each delay is this many times the one before.
+    pub multiplier: f64,
+}
+
+impl Settings {
+    /// What is wrong with these settings: the key within the section, and the fault with its remedy.
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut say = |key: &str, text: &str| problems.push((key.to_owned(), text.to_owned()));
+        if let Some(apply) = &self.apply
+            && !is_function_name(apply)
+        {
+            say("apply", &format!("`{apply}` is not a function's name such as app.update_profile"));
+        }
+        if self.timeout < Duration::from_millis(10) {
+            say("timeout", "must be at least 10ms");
+        }
+        if self.max_attempts == 0 {
+            say("max_attempts", "must be at least 1: the first attempt counts");
+        }
+        if self.initial_delay < Duration::from_millis(1) {
+            say("initial_delay", "must be at least 1ms");
+        }
+        if self.max_delay < self.initial_delay {
+            say("max_delay", "is shorter than initial_delay");
+        }
+        if !(1.0..=100.0).contains(&self.multiplier) {
+            say("multiplier", "must be between 1 and 100");
+        }
+        for (key, text) in self.call.iter().flat_map(CallSettings::problems) {
+            say(&format!("call.{key}"), &text);
+        }
+        problems
+    }
+}
+
+/// A kind, ready to work.
+#[derive(Clone)]
+pub struct Kind {
+    /// Its name.
+    pub name: String,
+    /// The longest an attempt may take.
+    pub timeout: Duration,
+    /// How often and how soon it is tried again.
+    pub policy: RetryPolicy,
+    /// Whether the outcome is published to `reply_to`.
+    pub reply: bool,
+    /// What is done.
+    pub work: Work,
+}
+
+/// What is done for a request.
+#[derive(Clone)]
+pub enum Work {
+    /// What the configuration says: a call, a SQL function, or both.
+    Configured {
+        /// The call, if there is one. The function is known to the ledger.
+        call: Option<CallSettings>,
+    },
+    /// What a program that uses Longshore as a library says.
+    Rust(Arc<dyn Steps>),
+}
+
+impl Kind {
+    /// Whether anything leaves the house, so that the request must be claimed first.
+    pub fn has_call(&self) -> bool {
+        match &self.work {
+            Work::Configured { call } => call.is_some(),
+            Work::Rust(steps) => steps.has_call(),
+        }
+    }
+}
+
+/// All kinds, by name.
+#[derive(Clone, Default)]
+pub struct Kinds(BTreeMap<String, Kind>);
+
+impl Kinds {
+    /// The kinds of the configuration, and those written in Rust, which go before.
+    pub fn new(settings: &BTreeMap<String, Settings>, rust: &BTreeMap<String, Arc<dyn Steps>>, default: &Settings) -> Self {
+        let kind = |name: &String, settings: &Settings, work| {
+            let kind = Kind {
+                name: name.clone(),
+                timeout: settings.timeout,
+                policy: RetryPolicy {
+                    max_attempts: settings.max_attempts,
+                    initial_delay: settings.initial_delay,
+                    max_delay: settings.max_delay,
+                    multiplier: settings.multiplier,
+                },
+                reply: settings.reply,
+                work,
+            };
+            (name.clone(), kind)
+        };
+        let configured = settings
+            .iter()
+            .map(|(name, settings)| kind(name, settings, Work::Configured { call: settings.call.clone() }));
+        let rust = rust.iter().map(|(name, steps)| {
+            kind(name, settings.get(name).unwrap_or(default), Work::Rust(Arc::clone(steps)))
+        });
+        Self(configured.chain(rust).collect())
+    }
+
+    /// The kind of this name.
+    pub fn get(&self, name: &str) -> Option<&Kind> {
+        self.0.get(name)
+    }
+
+    /// Every kind.
+    pub fn iter(&self) -> impl Iterator<Item = &Kind> {
+        self.0.values()
+    }
+
+    /// The longest timeout of any kind.
+    pub fn longest_timeout(&self) -> Duration {
+        self.iter().map(|kind| kind.timeout).max().unwrap_or_default()
+    }
+}
+
+/// The SQL functions of the configured kinds, for the ledger.
+pub fn functions(settings: &BTreeMap<String, Settings>) -> BTreeMap<String, Function> {
+    settings
+        .iter()
+        .filter_map(|(kind, settings)| {
+            let function = Function { name: settings.apply.clone()?, takes_response: settings.call.is_some() };
+            Some((kind.clone(), function))
+        })
+        .collect()
+}

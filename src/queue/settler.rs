@@ -1,0 +1,268 @@
+//! One owner of everything that is said about the deliveries of a channel.
+//!
+//! Two tasks that both send `multiple` acknowledgements overtake each other and the broker closes
+//! the channel; so tickets only mark what became of their delivery on the [`Desk`], and one task
+//! per channel turns whatever has gathered there into frames.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::try_join_all;
+use lapin::{
+    Channel,
+    options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
+};
+use tokio::sync::Notify;
+
+use super::{
+    link::within,
+    trouble::Trouble,
+    watermark::{Batch, Watermark},
+};
+use crate::{outcome::Settlement, telemetry::metrics};
+
+/// Where tickets of one epoch leave what became of their delivery. Never blocks for longer than
+/// another ticket's mark. It holds one small slot per delivery that the broker has not heard of,
+/// hence no more than the prefetch.
+#[derive(Debug)]
+pub(super) struct Desk {
+    epoch: u64,
+    state: Mutex<State>,
+    rung: Notify,
+    /// Settlements of all epochs that could not be told to the broker.
+    lost: Arc<AtomicU64>,
+}
+
+#[derive(Debug)]
+struct State {
+    watermark: Watermark,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Marks are taken and sent.
+    Open,
+    /// What is marked is still sent, nothing more is taken.
+    Sealed,
+    /// The channel is gone.
+    Closed,
+}
+
+impl Desk {
+    pub(super) fn new(epoch: u64, lost: Arc<AtomicU64>) -> Arc<Self> {
+        let state = Mutex::new(State { watermark: Watermark::new(), phase: Phase::Open });
+        Arc::new(Self { epoch, state, rung: Notify::new(), lost })
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// A delivery came, in the order of the stream.
+    pub(super) fn register(&self, tag: u64) {
+        self.lock().watermark.register(tag);
+    }
+
+    /// Marks what became of a delivery. On a desk that is no longer open it counts as lost: the
+    /// broker delivers it again, by itself.
+    pub(super) fn tell(&self, tag: u64, settlement: Settlement) {
+        let mut state = self.lock();
+        if state.phase == Phase::Open {
+            state.watermark.tell(tag, settlement, Instant::now());
+            drop(state);
+            self.rung.notify_one();
+        } else {
+            drop(state);
+            self.lose(1);
+        }
+    }
+
+    /// Whether a mark would still reach the broker.
+    pub(super) fn is_open(&self) -> bool {
+        self.lock().phase == Phase::Open
+    }
+
+    /// Deliveries that nobody has told about.
+    pub(super) fn working(&self) -> u64 {
+        self.lock().watermark.working()
+    }
+
+    /// Deliveries that the broker has not heard about, as far as we know.
+    pub(super) fn outstanding(&self) -> u64 {
+        let state = self.lock();
+        state.watermark.working() + state.watermark.unsent()
+    }
+
+    /// Takes no more marks, and lets the settler end once the present ones are sent.
+    pub(super) fn seal(&self) {
+        let mut state = self.lock();
+        if state.phase == Phase::Open {
+            state.phase = Phase::Sealed;
+        }
+        drop(state);
+        self.rung.notify_one();
+    }
+
+    /// The channel is gone: what is marked and unsent is lost, and so is every mark to come.
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        let unsent = if state.phase == Phase::Closed { 0 } else { state.watermark.unsent() };
+        state.phase = Phase::Closed;
+        drop(state);
+        self.rung.notify_one();
+        self.lose(unsent);
+    }
+
+    fn take(&self, gap_timeout: Duration) -> (Batch, Phase, Option<Instant>) {
+        let mut state = self.lock();
+        let batch = match state.phase {
+            Phase::Open => state.watermark.take(Instant::now(), gap_timeout),
+            Phase::Sealed => state.watermark.take(Instant::now(), Duration::ZERO),
+            Phase::Closed => Batch::default(),
+        };
+        (batch, state.phase, state.watermark.gap_since().map(|since| since + gap_timeout))
+    }
+
+    fn lose(&self, count: u64) {
+        if count > 0 {
+            self.lost.fetch_add(count, Ordering::Relaxed);
+            metrics::settled("lost", count);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change below the lock is whole, so a panic of another holder spoils nothing.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is taken off the desk and not yet sent; counts as lost when dropped.
+struct Unsent<'a> {
+    desk: &'a Desk,
+    count: u64,
+}
+
+impl Unsent<'_> {
+    fn sent(&mut self, settlement: Settlement, count: u64) {
+        self.count -= count;
+        if count > 0 {
+            metrics::settled(settlement.name(), count);
+        }
+    }
+}
+
+impl Drop for Unsent<'_> {
+    fn drop(&mut self) {
+        self.desk.lose(self.count);
+    }
+}
+
+/// Sends what gathers on the desk until it is sealed and empty, or closed.
+///
+/// # Errors
+/// The channel did not take a settlement; the desk is closed then.
+pub(super) async fn run(
+    desk: Arc<Desk>,
+    channel: Channel,
+    gap_timeout: Duration,
+    deadline: Duration,
+) -> Result<(), Trouble> {
+    loop {
+        let rung = desk.rung.notified();
+        let (batch, phase, due) = desk.take(gap_timeout);
+        if !batch.is_empty() {
+            let mut unsent = Unsent { desk: &desk, count: batch.count() };
+            if let Err(trouble) = send(&channel, &batch, deadline, &mut unsent).await {
+                desk.close();
+                return Err(trouble);
+            }
+            continue;
+        }
+        if phase != Phase::Open {
+            return Ok(());
+        }
+        let due = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = rung => {}
+            () = due => {}
+        }
+    }
+}
+
+async fn send(
+    channel: &Channel,
+    batch: &Batch,
+    deadline: Duration,
+    unsent: &mut Unsent<'_>,
+) -> Result<(), Trouble> {
+    if !batch.singles.is_empty() {
+        let calls =
+            batch.singles.iter().map(|(tag, settlement)| single(channel, *tag, *settlement));
+        within(deadline, "settling single deliveries", try_join_all(calls)).await?;
+        for settlement in [Settlement::Ack, Settlement::GiveBack, Settlement::Reject] {
+            let count = batch.singles.iter().filter(|(_, told)| *told == settlement).count();
+            unsent.sent(settlement, count as u64);
+        }
+    }
+    // Only now: it covers every smaller tag that the broker has not heard of.
+    if let Some(up_to) = batch.up_to {
+        let call = channel.basic_ack(up_to.tag, BasicAckOptions { multiple: true });
+        within(deadline, "acknowledging deliveries", call).await?;
+        unsent.sent(Settlement::Ack, up_to.count);
+    }
+    Ok(())
+}
+
+async fn single(channel: &Channel, tag: u64, settlement: Settlement) -> lapin::Result<()> {
+    match settlement {
+        Settlement::Ack => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
+        // Not `basic.reject`: since RabbitMQ 4.3 a rejection counts as a failed delivery.
+        Settlement::GiveBack => {
+            channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
+        }
+        Settlement::Reject => {
+            channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_told_any_more_is_counted_as_lost_once() {
+        let lost = Arc::new(AtomicU64::new(0));
+        let desk = Desk::new(1, lost.clone());
+        (1..=3).for_each(|tag| desk.register(tag));
+        desk.tell(2, Settlement::Ack);
+        desk.close();
+        desk.close();
+        assert_eq!(lost.load(Ordering::Relaxed), 1, "told and unsent");
+        desk.tell(1, Settlement::GiveBack);
+        assert_eq!(lost.load(Ordering::Relaxed), 2, "told too late");
+        assert!(!desk.is_open());
+    }
+
+    #[test]
+    fn a_sealed_desk_still_sends_what_was_told() {
+        let desk = Desk::new(1, Arc::default());
+        (1..=3).for_each(|tag| desk.register(tag));
+        desk.tell(2, Settlement::Ack);
+        desk.seal();
+        let (batch, _, _) = desk.take(Duration::from_secs(60));
+        assert_eq!(batch.singles, [(2, Settlement::Ack)], "nothing is held back any more");
+        assert_eq!(desk.working(), 2);
+    }
+}

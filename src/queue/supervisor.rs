@@ -1,0 +1,250 @@
+//! Keeps a subscription alive: connection after connection, each from nothing.
+//!
+//! lapin's own recovery is left off. It restores a lost connection silently, and a channel that
+//! the broker closed not at all: the consumer then waits for ever.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Shared,
+    epoch::{End, Epoch},
+    link::Dialer,
+    quarantine::{self, Quarantine},
+    trouble::{Cause, Trouble},
+};
+use crate::{retry::reconnect_delay, telemetry::metrics};
+
+/// What was left when the consuming side closed.
+pub(super) struct Leftovers {
+    /// Deliveries that nobody had settled; the broker delivers them again.
+    pub(super) unsettled: u64,
+    /// The broker agreed to everything in time.
+    pub(super) clean: bool,
+}
+
+/// Runs until a stop is asked for, and then until `close` says how long closing may take.
+pub(super) async fn run(shared: Shared, close: oneshot::Receiver<Duration>) -> Leftovers {
+    let mut worry = Worry::default();
+    let mut quarantine = Quarantine::default();
+    let mut last = None;
+    match Dialer::new(&shared.settings, shared.name.clone()) {
+        Ok(mut dialer) => {
+            let mut number = 0;
+            loop {
+                number += 1;
+                match connected_once(&shared, &mut dialer, number, &mut quarantine, &mut worry)
+                    .await
+                {
+                    Next::Again(delay) => tokio::select! {
+                        biased;
+                        () = shared.ended() => break,
+                        () = tokio::time::sleep(delay) => {}
+                    },
+                    Next::Drain(epoch) => {
+                        last = Some(epoch);
+                        break;
+                    }
+                    Next::End => break,
+                }
+            }
+        }
+        // The settings are checked before anything starts; this is for those who did not.
+        Err(trouble) => {
+            worry.report(&trouble);
+            shared.board.disconnected(Some(trouble.text));
+            shared.ended().await;
+        }
+    }
+    match last {
+        Some(epoch) => drain(&shared, *epoch, close).await,
+        None => {
+            shared.hatch.close();
+            shared.board.disconnected(None);
+            Leftovers { unsettled: 0, clean: true }
+        }
+    }
+}
+
+enum Next {
+    Again(Duration),
+    Drain(Box<Epoch>),
+    End,
+}
+
+async fn connected_once(
+    shared: &Shared,
+    dialer: &mut Dialer,
+    number: u64,
+    quarantine: &mut Quarantine,
+    worry: &mut Worry,
+) -> Next {
+    let settings = &shared.settings;
+    let open = async {
+        let link = dialer.dial(settings).await?;
+        let endpoint = link.endpoint.to_string();
+        let configuration = link.connection.configuration();
+        let (heartbeat, frame_max) = (configuration.heartbeat(), configuration.frame_max());
+        let epoch = Epoch::open(link, number, shared).await?;
+        if quarantine.is_on() {
+            tracing::debug!(
+                event = "queue.connected",
+                epoch = number,
+                endpoint,
+                "connected to RabbitMQ"
+            );
+        } else {
+            tracing::info!(
+                event = "queue.connected",
+                epoch = number,
+                endpoint,
+                heartbeat_s = heartbeat,
+                frame_max,
+                "connected to RabbitMQ"
+            );
+        }
+        shared.board.connected(number, endpoint);
+        Ok::<_, Trouble>(epoch)
+    };
+    let opened = tokio::select! {
+        biased;
+        () = shared.ended() => return Next::End,
+        opened = open => opened,
+    };
+    let trouble = match opened {
+        Ok(mut epoch) => match epoch.pump(shared, quarantine).await {
+            End::Stop => return Next::Drain(Box::new(epoch)),
+            End::Trouble(trouble) => {
+                // What was handed over and not taken belongs to this epoch; its tickets are void.
+                epoch.desk.close();
+                shared.hatch.clear();
+                if epoch.has_proved_itself() {
+                    worry.recovered();
+                }
+                epoch.abandon().await;
+                trouble
+            }
+        },
+        Err(trouble) => trouble,
+    };
+    metrics::reconnecting(trouble.cause.name());
+    shared.board.disconnected(Some(trouble.text.clone()));
+    if trouble.cause == Cause::Poison {
+        if quarantine.poisoned(Instant::now()) {
+            shared.board.quarantine(true);
+            tracing::warn!(
+                event = "queue.quarantine_entered",
+                error = %trouble,
+                queue = settings.name,
+                dead_queue = settings.dead_queue,
+                "a message in the queue kills each connection: fetching one at a time until the broker has \
+                 dead-lettered it; find its producer"
+            );
+        } else {
+            tracing::debug!(
+                event = "queue.poisoned",
+                deaths = quarantine.deaths(),
+                "the unreadable message came again"
+            );
+        }
+        return Next::Again(quarantine::DELAY);
+    }
+    worry.report(&trouble);
+    let attempt = worry.failed();
+    Next::Again(reconnect_delay(
+        settings.reconnect_initial,
+        settings.reconnect_max,
+        attempt,
+        fastrand::f64(),
+    ))
+}
+
+/// The stop: no more deliveries, and the connection stays for the settlements of what is begun.
+async fn drain(
+    shared: &Shared,
+    mut epoch: Epoch,
+    mut close: oneshot::Receiver<Duration>,
+) -> Leftovers {
+    let given_back = shared.hatch.close();
+    let mut broken = epoch.unsubscribe(shared).await.err();
+    shared.board.consuming(false);
+    tracing::info!(
+        event = "queue.intake_ended",
+        given_back,
+        "no more requests are taken from the queue"
+    );
+    let mut within = shared.settings.operation_timeout;
+    if broken.is_none() {
+        tokio::select! {
+            biased;
+            trouble = epoch.until_broken() => broken = Some(trouble),
+            // A queue that is dropped instead of closed still says goodbye.
+            asked = &mut close => within = asked.unwrap_or(within),
+        }
+    }
+    let unsettled = epoch.desk.working();
+    let clean = match broken {
+        Some(trouble) => {
+            tracing::warn!(
+                event = "queue.lost_while_stopping",
+                error = %trouble,
+                unsettled,
+                "the broker will deliver again what is not settled"
+            );
+            metrics::reconnecting(trouble.cause.name());
+            epoch.abandon().await;
+            shared.board.disconnected(Some(trouble.text));
+            false
+        }
+        None => {
+            let clean = epoch.finish(within).await;
+            shared.board.disconnected(None);
+            clean
+        }
+    };
+    Leftovers { unsettled, clean }
+}
+
+/// How often in a row it went wrong, and what has been said about it already.
+#[derive(Default)]
+struct Worry {
+    failures: u32,
+    reported: Option<String>,
+}
+
+impl Worry {
+    /// Counts a failure; how many in a row it makes.
+    fn failed(&mut self) -> u32 {
+        self.failures = self.failures.saturating_add(1);
+        self.failures
+    }
+
+    fn recovered(&mut self) {
+        *self = Self::default();
+    }
+
+    /// A long outage is one line in the log, not one for each attempt.
+    fn report(&mut self, trouble: &Trouble) {
+        let cause = trouble.cause.name();
+        if self.reported.as_ref() == Some(&trouble.text) {
+            tracing::debug!(event = "queue.still_disconnected", cause, error = %trouble, "still no subscription");
+        } else {
+            tracing::warn!(event = "queue.disconnected", cause, error = %trouble, "no subscription, trying again");
+            self.reported = Some(trouble.text.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_in_a_row_are_counted_until_a_connection_proves_itself() {
+        let mut worry = Worry::default();
+        assert_eq!((worry.failed(), worry.failed()), (1, 2));
+        worry.recovered();
+        assert_eq!(worry.failed(), 1);
+    }
+}

@@ -1,0 +1,185 @@
+//! The corridor: slot → delivery → task → outcome → settlement, and the drain at its end.
+
+mod drain;
+mod settings;
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::task::TaskTracker;
+use tracing::error;
+
+pub use self::{drain::Drained, settings::Settings};
+use self::drain::Tally;
+use crate::{
+    handler::{Attempt, Handler, Started},
+    outcome::{ErrorCode, Failure, GiveBack, Outcome},
+    pause::{Pauses, Reason},
+    queue::{Inbox, Ticket},
+    stop::Stop,
+    telemetry::{self, metrics},
+};
+
+/// How long a request that the hard stop interrupts has to be put down in the ledger.
+const PUT_DOWN: Duration = Duration::from_secs(2);
+
+/// Takes requests as long as nobody asks to stop, and works each in a task of its own.
+pub(crate) struct Worker {
+    pub(crate) handler: Arc<Handler>,
+    pub(crate) settings: Settings,
+    pub(crate) pauses: Pauses,
+    pub(crate) stop: Stop,
+    pub(crate) slots: Arc<Semaphore>,
+    tasks: TaskTracker,
+    tally: Arc<Tally>,
+}
+
+impl Worker {
+    pub(crate) fn new(handler: Arc<Handler>, settings: Settings, pauses: Pauses, stop: Stop) -> Self {
+        let slots = Arc::new(Semaphore::new(settings.concurrency));
+        Self { handler, settings, pauses, stop, slots, tasks: TaskTracker::new(), tally: Arc::default() }
+    }
+
+    /// Works until a stop is asked for and what was begun has come to an end, or the grace is over.
+    pub(crate) async fn run(self, mut inbox: Inbox) -> Drained {
+        let asked = async {
+            self.stop.asked().await;
+            self.tally.start();
+            self.pauses.add(Reason::Drain);
+            Instant::now()
+        };
+        let (since, (), ()) = tokio::join!(asked, self.take_deliveries(&mut inbox), self.take_due());
+        self.drain(since).await
+    }
+
+    /// Slot before message: what cannot be started is not taken.
+    async fn take_deliveries(&self, inbox: &mut Inbox) {
+        let mut paused = self.pauses.subscribe();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.asked() => break,
+                () = self.pauses.until_clear() => {}
+            }
+            let Some(slot) = self.slot().await else { break };
+            tokio::select! {
+                biased;
+                // A pause or a stop while waiting for a message: back to the top, without a slot.
+                _ = paused.wait_for(|reasons| !reasons.is_empty()) => {}
+                delivery = inbox.next() => {
+                    let Some(delivery) = delivery else { break };
+                    let redelivered = delivery.redelivered();
+                    metrics::delivered(redelivered);
+                    let (message, ticket) = delivery.into_parts();
+                    self.begin(Started::Delivered { message, redelivered }, Some(ticket), slot);
+                }
+            }
+        }
+    }
+
+    /// Due work walks the same way. It waits in line for its first slot like every delivery does,
+    /// and takes at most half of the slots at a time: neither can starve the other.
+    async fn take_due(&self) {
+        let most = (self.settings.concurrency / 2).max(1);
+        let lease = self.handler.kinds.longest_timeout() + self.handler.ledger.lease_margin();
+        let mut at_once = false;
+        loop {
+            if !at_once {
+                tokio::select! {
+                    biased;
+                    () = self.stop.asked() => return,
+                    () = sleep(self.handler.ledger.due_poll()) => {}
+                }
+            }
+            tokio::select! {
+                biased;
+                () = self.stop.asked() => return,
+                () = self.pauses.until_without(&Reason::Postgres) => {}
+            }
+            let Some(first) = self.slot().await else { return };
+            let mut slots = vec![first];
+            while slots.len() < most && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+                slots.push(slot);
+            }
+            let closed_to = self.handler.downstream.not_admitting();
+            let Ok(due) = self.handler.ledger.due(slots.len(), &closed_to, lease).await else {
+                at_once = false;
+                continue;
+            };
+            at_once = due.len() == slots.len();
+            for (due, slot) in due.into_iter().zip(slots) {
+                if due.taken_over {
+                    metrics::taken_over();
+                }
+                self.begin(Started::Due(due), None, slot);
+            }
+        }
+    }
+
+    /// A slot, or nothing when a stop is asked for first.
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        tokio::select! {
+            biased;
+            () = self.stop.asked() => None,
+            slot = Arc::clone(&self.slots).acquire_owned() => slot.ok(),
+        }
+    }
+
+    fn begin(&self, started: Started, ticket: Option<Ticket>, slot: OwnedSemaphorePermit) {
+        let handler = Arc::clone(&self.handler);
+        let (stop, tally) = (self.stop.clone(), Arc::clone(&self.tally));
+        self.tasks.spawn(async move {
+            let outcome = work(&handler, started, &stop, &tally).await;
+            if let Some(ticket) = ticket {
+                ticket.settle(outcome.settlement());
+            }
+            drop(slot);
+        });
+    }
+
+    /// Waits for what is begun until the grace is over, then has it put down and given back.
+    async fn drain(self, since: Instant) -> Drained {
+        self.tasks.close();
+        tokio::select! {
+            () = self.tasks.wait() => {}
+            () = sleep_until(since + self.settings.grace) => self.stop.force(),
+            () = self.stop.forced() => {}
+        }
+        let settled = tokio::time::timeout(2 * PUT_DOWN, self.tasks.wait()).await;
+        if settled.is_err() {
+            error!(event = "drain.stuck", tasks = self.tasks.len(), "tasks did not end after the hard stop, their requests will be delivered again");
+        }
+        self.tally.drained(since.elapsed(), self.stop.is_forced())
+    }
+}
+
+/// One attempt: a panic is an outcome, and so is an interruption.
+async fn work(handler: &Handler, started: Started, stop: &Stop, tally: &Tally) -> Outcome {
+    let mut attempt = Attempt::new(&started);
+    let worked = tokio::select! {
+        biased;
+        worked = AssertUnwindSafe(handler.handle(started, &mut attempt)).catch_unwind() => Some(worked),
+        () = stop.forced() => None,
+    };
+    let outcome = match worked {
+        Some(Ok(outcome)) => outcome,
+        // A panic of the steps is caught where they are called. This one is ours: the broker's
+        // dead-letter queue keeps the message whole, and a claimed row outlives its lease.
+        Some(Err(panic)) => Outcome::Rejected {
+            failure: Failure::new(ErrorCode::Panic, telemetry::panic_text(&*panic)),
+        },
+        None => {
+            tally.interrupted();
+            tokio::time::timeout(PUT_DOWN, handler.interrupted(&mut attempt))
+                .await
+                .unwrap_or(Outcome::GivenBack { why: GiveBack::Stop })
+        }
+    };
+    tally.ended(&outcome);
+    attempt.ended(&outcome, attempt.kind().is_some_and(|kind| handler.kinds.get(kind).is_some()));
+    outcome
+}

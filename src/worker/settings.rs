@@ -1,0 +1,42 @@
+//! `[worker]`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// How much is worked at once, and how the worker stops.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Requests worked at once.
+    pub concurrency: usize,
+    /// Larger bodies go to the broker's dead-letter queue unread.
+    pub max_message_bytes: usize,
+    /// How long a stop waits for what is begun.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+    /// How often the counts of waiting, parked and dead requests are exported.
+    #[serde(with = "humantime_serde")]
+    pub counts_interval: Duration,
+}
+
+impl Settings {
+    /// What is wrong with these settings: the key within the section, and the fault with its remedy.
+    pub fn problems(&self) -> Vec<(String, String)> {
+        let mut problems = Vec::new();
+        let mut say = |key: &str, text: &str| problems.push((key.to_owned(), text.to_owned()));
+        if !(1..=10_000).contains(&self.concurrency) {
+            say("concurrency", "must be between 1 and 10000");
+        }
+        if !(64..=128 * 1024 * 1024).contains(&self.max_message_bytes) {
+            say("max_message_bytes", "must be between 64 and 134217728, the most any RabbitMQ takes");
+        }
+        if self.grace < Duration::from_millis(100) {
+            say("grace", "must be at least 100ms");
+        }
+        if self.counts_interval < Duration::from_millis(100) {
+            say("counts_interval", "must be at least 100ms");
+        }
+        problems
+    }
+}
