@@ -1,6 +1,10 @@
 //! The command line: one subcommand a file, and every exit code in one place.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "what a command has to say goes to the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command has to say goes to the terminal"
+)]
 
 mod check;
 mod migrate;

@@ -70,7 +70,10 @@ impl Config {
     ///
     /// # Errors
     /// [`Mistakes`], all of them.
-    pub fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Result<Self, Mistakes> {
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
         let mut layers = layers::Layers::read(file, environment).map_err(Mistakes)?;
         layers.read_secret_files();
         let worker = layers.section("worker");
@@ -81,11 +84,25 @@ impl Config {
         let default_kind = layers.section("defaults.kind");
         let dependencies = layers.named_sections("dependencies", "dependency");
         let kinds = layers.named_sections("kinds", "kind");
-        layers.refuse_unknown_sections(&["worker", "queue", "ledger", "admin", "log", "defaults", "dependencies", "kinds"]);
+        layers.refuse_unknown_sections(&[
+            "worker",
+            "queue",
+            "ledger",
+            "admin",
+            "log",
+            "defaults",
+            "dependencies",
+            "kinds",
+        ]);
         let config = match (worker, queue, ledger, admin, log, default_kind) {
-            (Some(worker), Some(queue), Some(ledger), Some(admin), Some(log), Some(default_kind)) => {
-                Self { worker, queue, ledger, admin, log, default_kind, dependencies, kinds }
-            }
+            (
+                Some(worker),
+                Some(queue),
+                Some(ledger),
+                Some(admin),
+                Some(log),
+                Some(default_kind),
+            ) => Self { worker, queue, ledger, admin, log, default_kind, dependencies, kinds },
             _ => return Err(layers.into_mistakes()),
         };
         for (key, text) in rules::problems(&config) {

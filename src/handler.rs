@@ -41,7 +41,9 @@ impl Handler {
     /// interruption need to know.
     pub(crate) async fn handle(&self, started: Started, attempt: &mut Attempt) -> Outcome {
         match started {
-            Started::Delivered { message, redelivered } => self.delivered(message, redelivered, attempt).await,
+            Started::Delivered { message, redelivered } => {
+                self.delivered(message, redelivered, attempt).await
+            }
             Started::Due(due) => match due.request {
                 Ok(request) => self.claimed(request, attempt).await,
                 Err(refused) => {
@@ -52,17 +54,27 @@ impl Handler {
         }
     }
 
-    async fn delivered(&self, message: Message, redelivered: bool, attempt: &mut Attempt) -> Outcome {
+    async fn delivered(
+        &self,
+        message: Message,
+        redelivered: bool,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         let size = message.body.len();
         if size > self.max_message_bytes {
             let limit = self.max_message_bytes;
             return Outcome::Rejected {
-                failure: Failure::new(ErrorCode::TooLarge, format!("body has {size} bytes, at most {limit} are allowed")),
+                failure: Failure::new(
+                    ErrorCode::TooLarge,
+                    format!("body has {size} bytes, at most {limit} are allowed"),
+                ),
             };
         }
         let request = match request::decode(message.clone()) {
             Ok(request) => Arc::new(request),
-            Err(malformed) => return self.refuse(*malformed, message, Hold::Fresh(attempt.fence), attempt).await,
+            Err(malformed) => {
+                return self.refuse(*malformed, message, Hold::Fresh(attempt.fence), attempt).await;
+            }
         };
         drop(message);
         attempt.is_of(&request);
@@ -70,7 +82,9 @@ impl Handler {
             metrics::unknown_fields(&request.kind);
         }
         if let Some(early) = self.before(&request, OffsetDateTime::now_utc()) {
-            return self.settle_unstarted(request, early, Hold::Fresh(attempt.fence), attempt).await;
+            return self
+                .settle_unstarted(request, early, Hold::Fresh(attempt.fence), attempt)
+                .await;
         }
         let Some(kind) = self.kinds.get(&request.kind) else {
             // `before` has refused it.
@@ -107,7 +121,8 @@ impl Handler {
             let error = "the deadline had passed before it could be started";
             return Some(Verdict::Dead { failure: Failure::new(ErrorCode::Deadline, error) });
         }
-        let until = Duration::try_from(request.not_before? - now).ok().filter(|until| !until.is_zero())?;
+        let until =
+            Duration::try_from(request.not_before? - now).ok().filter(|until| !until.is_zero())?;
         Some(Verdict::Parked { on: "not_before".to_owned(), due_in: until })
     }
 
@@ -118,7 +133,9 @@ impl Handler {
         if let Some(early) = self.before(&request, OffsetDateTime::now_utc()) {
             return self.settle_unstarted(request, early, hold, attempt).await;
         }
-        let Some(kind) = self.kinds.get(&request.kind) else { return Outcome::GivenBack { why: GiveBack::Stop } };
+        let Some(kind) = self.kinds.get(&request.kind) else {
+            return Outcome::GivenBack { why: GiveBack::Stop };
+        };
         attempt.max = Some(kind.policy.max_attempts);
         if attempt.number > kind.policy.max_attempts {
             let error = format!(
@@ -141,7 +158,10 @@ impl Handler {
             attempt.call = Some(called.elapsed());
         }
         let applied = match response {
-            Ok(response) => self.finish(&request, Verdict::Done, true, response, kind, Some(ends), attempt).await,
+            Ok(response) => {
+                self.finish(&request, Verdict::Done, true, response, kind, Some(ends), attempt)
+                    .await
+            }
             Err(error) => Err(LedgerError::Step(error)),
         };
         let error = match applied {
@@ -156,10 +176,15 @@ impl Handler {
         let charged = !matches!(error, StepError::NotAdmitted { .. });
         let next = outcome::after_failure(error, attempt.number, &kind.policy, fastrand::f64());
         let verdict = match &next {
-            Outcome::Retry { failure, due_in } => Verdict::Waiting { failure: failure.clone(), due_in: *due_in },
+            Outcome::Retry { failure, due_in } => {
+                Verdict::Waiting { failure: failure.clone(), due_in: *due_in }
+            }
             Outcome::Parked { on, due_in } => Verdict::Parked { on: on.clone(), due_in: *due_in },
             Outcome::Dead { failure } => Verdict::Dead { failure: failure.clone() },
-            Outcome::Done | Outcome::Duplicate | Outcome::GivenBack { .. } | Outcome::Rejected { .. } => return next,
+            Outcome::Done
+            | Outcome::Duplicate
+            | Outcome::GivenBack { .. }
+            | Outcome::Rejected { .. } => return next,
         };
         match self.finish(&request, verdict, charged, None, kind, None, attempt).await {
             Ok(Finished::Committed { .. }) => {
@@ -177,14 +202,22 @@ impl Handler {
         let left = ends.saturating_duration_since(Instant::now());
         match &kind.work {
             Work::Configured { call: None } => Ok(None),
-            Work::Configured { call: Some(call) } => self.downstream.call(call, request, left).await,
+            Work::Configured { call: Some(call) } => {
+                self.downstream.call(call, request, left).await
+            }
             Work::Rust(steps) if !steps.has_call() => Ok(None),
             Work::Rust(steps) => {
-                let called = AssertUnwindSafe(async { tokio::time::timeout(left, steps.call(request, left)).await });
+                let called = AssertUnwindSafe(async {
+                    tokio::time::timeout(left, steps.call(request, left)).await
+                });
                 let failure = match called.catch_unwind().await {
                     Ok(Ok(result)) => return result,
-                    Ok(Err(_)) => Failure::new(ErrorCode::Timeout, format!("call took longer than {left:?}")),
-                    Err(panic) => Failure::new(ErrorCode::Panic, crate::telemetry::panic_text(&*panic)),
+                    Ok(Err(_)) => {
+                        Failure::new(ErrorCode::Timeout, format!("call took longer than {left:?}"))
+                    }
+                    Err(panic) => {
+                        Failure::new(ErrorCode::Panic, crate::telemetry::panic_text(&*panic))
+                    }
                 };
                 Err(StepError::Transient { failure, retry_in: None })
             }
@@ -194,7 +227,13 @@ impl Handler {
     /// Claims, and asks again with the same fence while Postgres is away: whether a claim whose
     /// answer was lost is in the ledger can only be learnt there, and giving it back could charge it
     /// an attempt that nobody made.
-    async fn claim(&self, kind: &Kind, request: &Arc<Request>, redelivered: bool, attempt: &mut Attempt) -> Result<Claimed, LedgerError> {
+    async fn claim(
+        &self,
+        kind: &Kind,
+        request: &Arc<Request>,
+        redelivered: bool,
+        attempt: &mut Attempt,
+    ) -> Result<Claimed, LedgerError> {
         let started = Instant::now();
         let claim = Claim {
             request: Arc::clone(request),
@@ -255,18 +294,28 @@ impl Handler {
     }
 
     /// Writes a verdict on a request whose steps were not begun, uncharged.
-    async fn settle_unstarted(&self, request: Arc<Request>, verdict: Verdict, hold: Hold, attempt: &mut Attempt) -> Outcome {
+    async fn settle_unstarted(
+        &self,
+        request: Arc<Request>,
+        verdict: Verdict,
+        hold: Hold,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         let outcome = match &verdict {
             Verdict::Parked { on, due_in } => Outcome::Parked { on: on.clone(), due_in: *due_in },
             Verdict::Dead { failure } => Outcome::Dead { failure: failure.clone() },
-            Verdict::Done | Verdict::Waiting { .. } => unreachable!("a request that was not started is parked or dead"),
+            Verdict::Done | Verdict::Waiting { .. } => {
+                unreachable!("a request that was not started is parked or dead")
+            }
         };
         let mut finish = attempt.finish(&request, verdict, false);
         finish.hold = hold;
         loop {
             match self.ledger.finish(finish.clone()).await {
                 Ok(Finished::Committed { .. }) => {
-                    if let (Outcome::Dead { failure }, Some(kind)) = (&outcome, self.kinds.get(&request.kind)) {
+                    if let (Outcome::Dead { failure }, Some(kind)) =
+                        (&outcome, self.kinds.get(&request.kind))
+                    {
                         self.reply(kind, &request, Err(failure));
                     }
                     return outcome;
@@ -282,7 +331,13 @@ impl Handler {
 
     /// Files a message that is no request: under its id where it has a usable one, whole among the
     /// unreadable where it has none.
-    async fn refuse(&self, malformed: Malformed, message: Message, hold: Hold, attempt: &mut Attempt) -> Outcome {
+    async fn refuse(
+        &self,
+        malformed: Malformed,
+        message: Message,
+        hold: Hold,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         let failure = Failure::new(malformed.code, malformed.reason.clone());
         attempt.is_malformed(&malformed);
         let Some(request) = malformed.into_request(message.clone()) else {
@@ -309,7 +364,10 @@ impl Handler {
 
     /// Another request under a known id: refused, and kept for a person to see.
     async fn reused(&self, request: &Request) -> Outcome {
-        let error = format!("request_id {} was used before with another body, and the first one counts", request.id);
+        let error = format!(
+            "request_id {} was used before with another body, and the first one counts",
+            request.id
+        );
         let failure = Failure::new(ErrorCode::IdReused, error);
         match self.ledger.keep_unreadable(&request.message, Some(&request.id), &failure).await {
             Ok(()) => Outcome::Dead { failure },
@@ -321,11 +379,15 @@ impl Handler {
     /// ledger for the next worker, uncharged; of any other nothing is known to be in the ledger, and
     /// it is given back.
     pub(crate) async fn interrupted(&self, attempt: &mut Attempt) -> Outcome {
-        let Some(request) = attempt.held() else { return Outcome::GivenBack { why: GiveBack::Stop } };
+        let Some(request) = attempt.held() else {
+            return Outcome::GivenBack { why: GiveBack::Stop };
+        };
         let parked = Verdict::Parked { on: "stop".to_owned(), due_in: Duration::ZERO };
         let finish = attempt.finish(&request, parked, false);
         match self.ledger.finish(finish).await {
-            Ok(Finished::Committed { .. }) => Outcome::Parked { on: "stop".to_owned(), due_in: Duration::ZERO },
+            Ok(Finished::Committed { .. }) => {
+                Outcome::Parked { on: "stop".to_owned(), due_in: Duration::ZERO }
+            }
             // Its claim may not have been made yet: only the next delivery can tell.
             Ok(_) | Err(_) => Outcome::GivenBack { why: GiveBack::Stop },
         }

@@ -104,18 +104,26 @@ async fn work(
 ) -> Result<Drained, RunError> {
     let (pauses, stop) = (house.pauses.clone(), house.stop.clone());
     let kinds = Kinds::new(&config.kinds, steps, &config.default_kind);
-    let downstream =
-        Arc::new(Downstream::new(&config.dependencies).map_err(|error| RunError::Settings(error.to_string()))?);
-    let ledger = Ledger::open(config.ledger.clone(), &kind::functions(&config.kinds), &identity, pauses.clone())
-        .map_err(|error| RunError::Settings(format!("ledger: {error}")))?;
+    let downstream = Arc::new(
+        Downstream::new(&config.dependencies)
+            .map_err(|error| RunError::Settings(error.to_string()))?,
+    );
+    let ledger = Ledger::open(
+        config.ledger.clone(),
+        &kind::functions(&config.kinds),
+        &identity,
+        pauses.clone(),
+    )
+    .map_err(|error| RunError::Settings(format!("ledger: {error}")))?;
     if !migrated(&ledger, &config, &stop).await? {
         ledger.close();
         return Ok(Drained::unstarted());
     }
     ledger.start();
     let settings = config.queue.clone();
-    let (queue, inbox) = queue::start(settings, pauses.clone(), stop.clone(), Identity { name: identity })
-        .map_err(|error| RunError::Settings(format!("queue: {error}")))?;
+    let (queue, inbox) =
+        queue::start(settings, pauses.clone(), stop.clone(), Identity { name: identity })
+            .map_err(|error| RunError::Settings(format!("queue: {error}")))?;
     house.opened(queue.follow());
     let handler = Arc::new(Handler {
         ledger: ledger.clone(),
@@ -160,7 +168,10 @@ async fn migrated(ledger: &Ledger, config: &Config, stop: &Stop) -> Result<bool,
             Ok(schema) => return Err(RunError::Schema(schema.remedy(&config.ledger.schema))),
             Err(LedgerError::Away(error)) => {
                 if !told {
-                    warn!(event = "ledger.away", error, "postgres is away, nothing is consumed until it is there");
+                    warn!(
+                        event = "ledger.away",
+                        error, "postgres is away, nothing is consumed until it is there"
+                    );
                     told = true;
                 }
             }

@@ -111,7 +111,11 @@ pub struct Kinds(BTreeMap<String, Kind>);
 
 impl Kinds {
     /// The kinds of the configuration, and those written in Rust, which go before.
-    pub fn new(settings: &BTreeMap<String, Settings>, rust: &BTreeMap<String, Arc<dyn Steps>>, default: &Settings) -> Self {
+    pub fn new(
+        settings: &BTreeMap<String, Settings>,
+        rust: &BTreeMap<String, Arc<dyn Steps>>,
+        default: &Settings,
+    ) -> Self {
         let kind = |name: &String, settings: &Settings, work| {
             let kind = Kind {
                 name: name.clone(),
@@ -127,9 +131,9 @@ impl Kinds {
             };
             (name.clone(), kind)
         };
-        let configured = settings
-            .iter()
-            .map(|(name, settings)| kind(name, settings, Work::Configured { call: settings.call.clone() }));
+        let configured = settings.iter().map(|(name, settings)| {
+            kind(name, settings, Work::Configured { call: settings.call.clone() })
+        });
         let rust = rust.iter().map(|(name, steps)| {
             kind(name, settings.get(name).unwrap_or(default), Work::Rust(Arc::clone(steps)))
         });
@@ -157,7 +161,8 @@ pub fn functions(settings: &BTreeMap<String, Settings>) -> BTreeMap<String, Func
     settings
         .iter()
         .filter_map(|(kind, settings)| {
-            let function = Function { name: settings.apply.clone()?, takes_response: settings.call.is_some() };
+            let function =
+                Function { name: settings.apply.clone()?, takes_response: settings.call.is_some() };
             Some((kind.clone(), function))
         })
         .collect()

@@ -15,7 +15,10 @@ const NEEDED: usize = 64 * 1024 * 1024;
 
 /// Whether threads get enough stack.
 pub fn is_large_enough() -> bool {
-    env::var(VARIABLE).ok().and_then(|value| value.parse::<usize>().ok()).is_some_and(|size| size >= NEEDED)
+    env::var(VARIABLE)
+        .ok()
+        .and_then(|value| value.parse::<usize>().ok())
+        .is_some_and(|size| size >= NEEDED)
 }
 
 /// Makes sure that threads get enough stack, by starting this program anew in the same process with

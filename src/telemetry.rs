@@ -45,7 +45,10 @@ pub struct Settings {
 
 /// What a panic said, without where.
 pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("panicked: {}", text.unwrap_or("without a text"))
 }
 
@@ -73,7 +76,11 @@ pub enum RequestLines {
 impl Settings {
     /// What is wrong with these settings, each mistake with its key.
     pub fn problems(&self) -> Vec<(String, String)> {
-        filter::level(&self.level).err().map(|fault| ("level".to_owned(), fault)).into_iter().collect()
+        filter::level(&self.level)
+            .err()
+            .map(|fault| ("level".to_owned(), fault))
+            .into_iter()
+            .collect()
     }
 }
 

@@ -13,8 +13,8 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use tracing::error;
 
-pub use self::{drain::Drained, settings::Settings};
 use self::drain::Tally;
+pub use self::{drain::Drained, settings::Settings};
 use crate::{
     handler::{Attempt, Handler, Started},
     outcome::{ErrorCode, Failure, GiveBack, Outcome},
@@ -39,9 +39,22 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(handler: Arc<Handler>, settings: Settings, pauses: Pauses, stop: Stop) -> Self {
+    pub(crate) fn new(
+        handler: Arc<Handler>,
+        settings: Settings,
+        pauses: Pauses,
+        stop: Stop,
+    ) -> Self {
         let slots = Arc::new(Semaphore::new(settings.concurrency));
-        Self { handler, settings, pauses, stop, slots, tasks: TaskTracker::new(), tally: Arc::default() }
+        Self {
+            handler,
+            settings,
+            pauses,
+            stop,
+            slots,
+            tasks: TaskTracker::new(),
+            tally: Arc::default(),
+        }
     }
 
     /// Works until a stop is asked for and what was begun has come to an end, or the grace is over.
@@ -52,7 +65,8 @@ impl Worker {
             self.pauses.add(Reason::Drain);
             Instant::now()
         };
-        let (since, (), ()) = tokio::join!(asked, self.take_deliveries(&mut inbox), self.take_due());
+        let (since, (), ()) =
+            tokio::join!(asked, self.take_deliveries(&mut inbox), self.take_due());
         self.drain(since).await
     }
 
@@ -102,7 +116,9 @@ impl Worker {
             }
             let Some(first) = self.slot().await else { return };
             let mut slots = vec![first];
-            while slots.len() < most && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            while slots.len() < most
+                && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned()
+            {
                 slots.push(slot);
             }
             let closed_to = self.handler.downstream.not_admitting();
@@ -151,7 +167,11 @@ impl Worker {
         }
         let settled = tokio::time::timeout(2 * PUT_DOWN, self.tasks.wait()).await;
         if settled.is_err() {
-            error!(event = "drain.stuck", tasks = self.tasks.len(), "tasks did not end after the hard stop, their requests will be delivered again");
+            error!(
+                event = "drain.stuck",
+                tasks = self.tasks.len(),
+                "tasks did not end after the hard stop, their requests will be delivered again"
+            );
         }
         self.tally.drained(since.elapsed(), self.stop.is_forced())
     }

@@ -1,1 +1,27 @@
-//! x
+//! What Longshore is tested against: real servers of its own, faults on demand, and an account
+//! of every request.
+//!
+//! | room | what it knows |
+//! |---|---|
+//! | [`services`] | the pair of servers that a checkout's tests share, found again or started |
+//! | [`rabbit`], [`postgres`] | one private server each: start, stop, kill, start again |
+//! | [`proxy`] | a TCP line that can be cut, blocked, slowed and silenced |
+//! | [`stub`] | a downstream service that behaves as badly as it is told to |
+//! | [`account`] | what was published against what is found: nothing lost, nothing twice |
+//! | [`place`], [`programs`], [`process`], [`hold`] | folders, installed programs, pids, and the end of orphans |
+//!
+//! Servers listen on 127.0.0.1 only, on free ports, with their data under `target/dev`, and are
+//! stopped by their own pids: two checkouts and a system-wide broker never meet. Linux only, for
+//! `/proc` is how a pid is known to be still the same process.
+
+pub mod account;
+pub mod hold;
+pub mod place;
+pub mod postgres;
+pub mod process;
+pub mod programs;
+pub mod proxy;
+pub mod rabbit;
+mod server;
+pub mod services;
+pub mod stub;

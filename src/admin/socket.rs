@@ -34,7 +34,7 @@ pub(super) struct Socket<S> {
 impl<S: AsyncRead + AsyncWrite> Socket<S> {
     pub(super) fn new(stream: S, limits: &Limits) -> Self {
         let mut stream = TimeoutWriter::new(stream);
-        
+
         Self {
             stream: Box::pin(stream),
             read_timeout: limits.read_timeout,

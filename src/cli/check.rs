@@ -31,10 +31,12 @@ pub(super) async fn run(config: Config) -> Exit {
     };
 
     let functions = kind::functions(&config.kinds);
-    let found = match Ledger::open(config.ledger.clone(), &functions, "longshore check", Pauses::default()) {
-        Ok(ledger) => ledger.findings(&functions).await,
-        Err(error) => vec![error],
-    };
+    let found =
+        match Ledger::open(config.ledger.clone(), &functions, "longshore check", Pauses::default())
+        {
+            Ok(ledger) => ledger.findings(&functions).await,
+            Err(error) => vec![error],
+        };
     tell_all(&mut tell, "postgres", found);
 
     for finding in queue::check(&config.queue).await {
@@ -47,14 +49,21 @@ pub(super) async fn run(config: Config) -> Exit {
     match Downstream::new(&config.dependencies) {
         Ok(downstream) => {
             for name in config.dependencies.keys() {
-                let found = downstream.reach(name).await.err().map(|error| format!("{name}: {error}"));
+                let found =
+                    downstream.reach(name).await.err().map(|error| format!("{name}: {error}"));
                 tell("dependency", found);
             }
         }
         Err(error) => tell("dependency", Some(error.to_string())),
     }
     if config.kinds.is_empty() {
-        tell("kinds", Some("none is configured: every request would be refused; add a [kinds.\"…\"] section".to_owned()));
+        tell(
+            "kinds",
+            Some(
+                "none is configured: every request would be refused; add a [kinds.\"…\"] section"
+                    .to_owned(),
+            ),
+        );
     }
     if faults == 0 {
         println!("a worker with these settings can work");

@@ -7,10 +7,12 @@ use crate::{config::Config, ledger::Ledger, pause::Pauses};
 
 pub(super) async fn run(config: Config) -> Exit {
     let schema = config.ledger.schema.clone();
-    let migrated = match Ledger::open(config.ledger, &BTreeMap::new(), "longshore migrate", Pauses::default()) {
-        Ok(ledger) => ledger.migrate().await,
-        Err(error) => Err(error),
-    };
+    let migrated =
+        match Ledger::open(config.ledger, &BTreeMap::new(), "longshore migrate", Pauses::default())
+        {
+            Ok(ledger) => ledger.migrate().await,
+            Err(error) => Err(error),
+        };
     match migrated {
         Ok(applied) if applied.is_empty() => println!("schema {schema}: up to date"),
         Ok(applied) => println!("schema {schema}: applied {}", applied.join(", ")),

@@ -75,16 +75,17 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Exit {
     let known = (!known.is_empty() && !arguments.any_kind).then_some(known);
     let limit = config.worker.max_message_bytes;
     let reply_to = arguments.reply_to.clone();
-    let bodies: Box<dyn Iterator<Item = (usize, Result<Vec<u8>, String>)> + Send> = match &arguments.file {
-        None => Box::new(std::iter::once((1, single(&arguments)))),
-        Some(path) => match lines(path, limit) {
-            Ok(lines) => Box::new(lines),
-            Err(error) => {
-                eprintln!("longshore: {} cannot be read: {error}", path.display());
-                return Exit::Failed;
-            }
-        },
-    };
+    let bodies: Box<dyn Iterator<Item = (usize, Result<Vec<u8>, String>)> + Send> =
+        match &arguments.file {
+            None => Box::new(std::iter::once((1, single(&arguments)))),
+            Some(path) => match lines(path, limit) {
+                Ok(lines) => Box::new(lines),
+                Err(error) => {
+                    eprintln!("longshore: {} cannot be read: {error}", path.display());
+                    return Exit::Failed;
+                }
+            },
+        };
     let publisher = match Publisher::connect(&config.queue).await {
         Ok(publisher) => publisher,
         Err(trouble) => {
@@ -135,15 +136,16 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Exit {
 
 /// The body of the request that the arguments describe.
 fn single(arguments: &Arguments) -> Result<Vec<u8>, String> {
-    let payload: Value =
-        serde_json::from_str(&arguments.payload).map_err(|error| format!("--payload is not JSON: {error}"))?;
+    let payload: Value = serde_json::from_str(&arguments.payload)
+        .map_err(|error| format!("--payload is not JSON: {error}"))?;
     let mut body = Map::new();
     let id = arguments.id.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
     body.insert("request_id".to_owned(), json!(id));
     body.insert("kind".to_owned(), json!(arguments.kind));
     body.insert("user_id".to_owned(), json!(arguments.user));
     body.insert("payload".to_owned(), payload);
-    for (field, value) in [("deadline", &arguments.deadline), ("not_before", &arguments.not_before)] {
+    for (field, value) in [("deadline", &arguments.deadline), ("not_before", &arguments.not_before)]
+    {
         if let Some(value) = value {
             body.insert(field.to_owned(), json!(value));
         }
@@ -154,7 +156,10 @@ fn single(arguments: &Arguments) -> Result<Vec<u8>, String> {
 type Line = (usize, Result<Vec<u8>, String>);
 
 /// The lines of a file, none of them read further than the worker would. Empty lines are skipped.
-fn lines(path: &PathBuf, limit: usize) -> std::io::Result<impl Iterator<Item = Line> + Send + use<>> {
+fn lines(
+    path: &PathBuf,
+    limit: usize,
+) -> std::io::Result<impl Iterator<Item = Line> + Send + use<>> {
     let input: Box<dyn Read + Send> =
         if path.as_os_str() == "-" { Box::new(stdin()) } else { Box::new(File::open(path)?) };
     let mut input = BufReader::new(input);
@@ -178,7 +183,10 @@ fn lines(path: &PathBuf, limit: usize) -> std::io::Result<impl Iterator<Item = L
                     ended = true;
                     return Some((number, Err(format!("cannot be read: {error}"))));
                 }
-                return Some((number, Err(format!("more than {limit} bytes, worker.max_message_bytes"))));
+                return Some((
+                    number,
+                    Err(format!("more than {limit} bytes, worker.max_message_bytes")),
+                ));
             }
             let text = line.trim_ascii();
             if !text.is_empty() {
@@ -197,7 +205,11 @@ fn prepare(
     reply_to: Option<&str>,
 ) -> Result<(String, String, Message), String> {
     if body.len() > limit {
-        return Err(format!("{}: body has {} bytes, at most {limit} are allowed", ErrorCode::TooLarge, body.len()));
+        return Err(format!(
+            "{}: body has {} bytes, at most {limit} are allowed",
+            ErrorCode::TooLarge,
+            body.len()
+        ));
     }
     let message = Message { body: Bytes::from(body), properties: Properties::default() };
     let mut request = request::decode(message).map_err(|malformed| malformed.to_string())?;
@@ -206,7 +218,11 @@ fn prepare(
         return Err(format!("{}: the deadline has passed", ErrorCode::Deadline));
     }
     if known.is_some_and(|known| !known.contains(&request.kind.as_str())) {
-        return Err(format!("{}: no kind `{}` is configured (--any-kind publishes it all the same)", ErrorCode::UnknownKind, request.kind));
+        return Err(format!(
+            "{}: no kind `{}` is configured (--any-kind publishes it all the same)",
+            ErrorCode::UnknownKind,
+            request.kind
+        ));
     }
     let millis = i64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
     request.message.properties = Properties {

@@ -8,13 +8,14 @@ use crate::{config::Config, house::Longshore, stop::Stop, telemetry};
 
 pub(super) async fn run(config: Config) -> Exit {
     // Before anything else can take time: until then a SIGTERM would kill.
-    let (terminate, interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => {
-            eprintln!("longshore: signals cannot be caught: {error}");
-            return Exit::Failed;
-        }
-    };
+    let (terminate, interrupt) =
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+            (Err(error), _) | (_, Err(error)) => {
+                eprintln!("longshore: signals cannot be caught: {error}");
+                return Exit::Failed;
+            }
+        };
     // Held to the end: dropping it writes out what is still queued.
     let _telemetry = match telemetry::start(&config.log) {
         Ok(telemetry) => telemetry,
@@ -24,7 +25,10 @@ pub(super) async fn run(config: Config) -> Exit {
         }
     };
     if config.kinds.is_empty() {
-        warn!(event = "worker.no_kinds", "no kind is configured: every request will be refused as unknown_kind");
+        warn!(
+            event = "worker.no_kinds",
+            "no kind is configured: every request will be refused as unknown_kind"
+        );
     }
     let stop = Stop::new();
     let signals = tokio::spawn(listen(terminate, interrupt, stop.clone()));

@@ -46,14 +46,24 @@ impl Layers {
         let defaults = Figment::from(Toml::string(DEFAULTS));
         let mut figment = defaults.clone();
         if let Some(path) = file {
-            let text = fs::read_to_string(path).map_err(|error| vec![unreadable(path, &error.to_string())])?;
-            figment = figment.merge(Named { name: format!("file {}", path.display()), inner: Toml::string(&text) });
+            let text = fs::read_to_string(path)
+                .map_err(|error| vec![unreadable(path, &error.to_string())])?;
+            figment = figment.merge(Named {
+                name: format!("file {}", path.display()),
+                inner: Toml::string(&text),
+            });
         }
         let mut environment: Vec<(String, String)> = environment.into_iter().collect();
         environment.sort();
         for (variable, key) in WELL_KNOWN {
-            if let Some((_, value)) = environment.iter().find(|(name, value)| name == variable && !value.is_empty()) {
-                figment = figment.merge(Variable { name: variable.to_owned(), key: key.to_owned(), value: value.clone() });
+            if let Some((_, value)) =
+                environment.iter().find(|(name, value)| name == variable && !value.is_empty())
+            {
+                figment = figment.merge(Variable {
+                    name: variable.to_owned(),
+                    key: key.to_owned(),
+                    value: value.clone(),
+                });
             }
         }
         for (name, value) in &environment {
@@ -68,7 +78,10 @@ impl Layers {
                     .into_iter()
                     .map(|error| Mistake {
                         key: error.path.join("."),
-                        source: error.metadata.as_ref().map_or_else(|| "settings".to_owned(), source),
+                        source: error
+                            .metadata
+                            .as_ref()
+                            .map_or_else(|| "settings".to_owned(), source),
                         text: error.kind.to_string(),
                     })
                     .collect::<Vec<_>>()
@@ -81,11 +94,15 @@ impl Layers {
     pub(super) fn read_secret_files(&mut self) {
         let mut places: Vec<(Vec<String>, bool)> = ["queue", "ledger"]
             .iter()
-            .flat_map(|section| ["url", "password"].map(|key| (vec![(*section).to_owned(), key.to_owned()], true)))
+            .flat_map(|section| {
+                ["url", "password"].map(|key| (vec![(*section).to_owned(), key.to_owned()], true))
+            })
             .collect();
         for name in self.names("dependencies") {
             let headers = vec!["dependencies".to_owned(), name, "headers".to_owned()];
-            for key in find(&self.all, &headers).and_then(Value::as_dict).into_iter().flat_map(Dict::keys) {
+            for key in
+                find(&self.all, &headers).and_then(Value::as_dict).into_iter().flat_map(Dict::keys)
+            {
                 if let Some(header) = key.strip_suffix("_file") {
                     let mut place = headers.clone();
                     place.push(header.to_owned());
@@ -104,12 +121,18 @@ impl Layers {
                 self.add(&key, "must be the path of a file, as a string".to_owned());
                 continue;
             };
-            if find(&self.all, &place).is_some() && !(has_default && self.source_of(&place) == BUILT_IN) {
-                self.add(&key, format!("{} is set as well, leave one of them out", place.join(".")));
+            if find(&self.all, &place).is_some()
+                && !(has_default && self.source_of(&place) == BUILT_IN)
+            {
+                self.add(
+                    &key,
+                    format!("{} is set as well, leave one of them out", place.join(".")),
+                );
             }
             match fs::read_to_string(&path) {
                 Ok(text) => {
-                    let secret = Value::String(value.tag(), text.trim_end_matches(['\r', '\n']).to_owned());
+                    let secret =
+                        Value::String(value.tag(), text.trim_end_matches(['\r', '\n']).to_owned());
                     put(&mut self.all, &place, Some(secret));
                 }
                 Err(error) => self.add(&key, format!("{} cannot be read: {error}", path.display())),
@@ -122,27 +145,40 @@ impl Layers {
     /// its default, and the rest is read again.
     pub(super) fn section<T: DeserializeOwned>(&mut self, path: &str) -> Option<T> {
         let path: Vec<String> = path.split('.').map(str::to_owned).collect();
-        let value = find(&self.all, &path).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
-        let defaults = find(&self.defaults, &path).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
+        let value =
+            find(&self.all, &path).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
+        let defaults = find(&self.defaults, &path)
+            .and_then(|value| value.as_dict().cloned())
+            .unwrap_or_default();
         self.read_as(&path, value, &defaults)
     }
 
     /// Reads the sections `[<section>.<name>]`, each over `[defaults.<default>]`.
-    pub(super) fn named_sections<T: DeserializeOwned>(&mut self, section: &str, default: &str) -> BTreeMap<String, T> {
+    pub(super) fn named_sections<T: DeserializeOwned>(
+        &mut self,
+        section: &str,
+        default: &str,
+    ) -> BTreeMap<String, T> {
         let default = ["defaults".to_owned(), default.to_owned()];
-        let set = find(&self.all, &default).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
-        let built_in = find(&self.defaults, &default).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
+        let set = find(&self.all, &default)
+            .and_then(|value| value.as_dict().cloned())
+            .unwrap_or_default();
+        let built_in = find(&self.defaults, &default)
+            .and_then(|value| value.as_dict().cloned())
+            .unwrap_or_default();
         let mut sections = BTreeMap::new();
         for name in self.names(section) {
             let path = vec![section.to_owned(), name.clone()];
-            let Some(own) = find(&self.all, &path).and_then(|value| value.as_dict().cloned()) else {
+            let Some(own) = find(&self.all, &path).and_then(|value| value.as_dict().cloned())
+            else {
                 self.add(&path.join("."), "must be a section of its own".to_owned());
                 continue;
             };
             // A mistake in the shared defaults is told once, by their own section.
             let mut merged = merge(merge(built_in.clone(), set.clone()), own);
             if let Some(Value::Dict(tag, call)) = merged.remove("call") {
-                merged.insert("call".to_owned(), Value::Dict(tag, merge(self.call_defaults(), call)));
+                merged
+                    .insert("call".to_owned(), Value::Dict(tag, merge(self.call_defaults(), call)));
             }
             if let Some(read) = self.read_as(&path, merged, &built_in) {
                 sections.insert(name, read);
@@ -153,14 +189,24 @@ impl Layers {
 
     /// Notes sections that nobody reads.
     pub(super) fn refuse_unknown_sections(&mut self, known: &[&str]) {
-        let unknown: Vec<String> = self.all.keys().filter(|key| !known.contains(&key.as_str())).cloned().collect();
+        let unknown: Vec<String> =
+            self.all.keys().filter(|key| !known.contains(&key.as_str())).cloned().collect();
         for key in unknown {
-            self.add(&key, format!("there is no such section; the sections are {}", known.join(", ")));
+            self.add(
+                &key,
+                format!("there is no such section; the sections are {}", known.join(", ")),
+            );
         }
-        let defaults: Vec<String> =
-            self.names("defaults").into_iter().filter(|key| !["kind", "dependency", "call"].contains(&key.as_str())).collect();
+        let defaults: Vec<String> = self
+            .names("defaults")
+            .into_iter()
+            .filter(|key| !["kind", "dependency", "call"].contains(&key.as_str()))
+            .collect();
         for key in defaults {
-            self.add(&format!("defaults.{key}"), "there are defaults for `dependency`, `kind` and `call` only".to_owned());
+            self.add(
+                &format!("defaults.{key}"),
+                "there are defaults for `dependency`, `kind` and `call` only".to_owned(),
+            );
         }
         if self.section_is_broken("defaults.dependency") {
             self.add("defaults.dependency", "must be a section".to_owned());
@@ -184,7 +230,13 @@ impl Layers {
     }
 
     fn names(&self, section: &str) -> Vec<String> {
-        self.all.get(section).and_then(Value::as_dict).into_iter().flat_map(Dict::keys).cloned().collect()
+        self.all
+            .get(section)
+            .and_then(Value::as_dict)
+            .into_iter()
+            .flat_map(Dict::keys)
+            .cloned()
+            .collect()
     }
 
     /// `[defaults.call]`: a kind need not have a call, but if it has, this is beneath it.
@@ -200,9 +252,16 @@ impl Layers {
     /// A key's path. The names of kinds have dots of their own.
     fn split(&self, key: &str) -> Vec<String> {
         if let Some(rest) = key.strip_prefix("kinds.") {
-            let name = self.names("kinds").into_iter().filter(|name| rest.starts_with(name.as_str())).max_by_key(String::len);
+            let name = self
+                .names("kinds")
+                .into_iter()
+                .filter(|name| rest.starts_with(name.as_str()))
+                .max_by_key(String::len);
             if let Some(name) = name {
-                let tail = rest[name.len()..].split('.').filter(|part| !part.is_empty()).map(str::to_owned);
+                let tail = rest[name.len()..]
+                    .split('.')
+                    .filter(|part| !part.is_empty())
+                    .map(str::to_owned);
                 return ["kinds".to_owned(), name.clone()].into_iter().chain(tail).collect();
             }
         }
@@ -218,7 +277,12 @@ impl Layers {
             .map_or_else(|| "settings".to_owned(), source)
     }
 
-    fn read_as<T: DeserializeOwned>(&mut self, path: &[String], mut value: Dict, defaults: &Dict) -> Option<T> {
+    fn read_as<T: DeserializeOwned>(
+        &mut self,
+        path: &[String],
+        mut value: Dict,
+        defaults: &Dict,
+    ) -> Option<T> {
         // Each round mends at least one key, so there are at most as many as keys.
         for _ in 0..1_000 {
             let errors = match Figment::from(Serialized::globals(&value)).extract_lossy::<T>() {
@@ -237,7 +301,13 @@ impl Layers {
     }
 
     /// Notes an error and puts the default in its place; false when there is none.
-    fn mend(&mut self, path: &[String], value: &mut Dict, defaults: &Dict, error: &FigmentError) -> bool {
+    fn mend(
+        &mut self,
+        path: &[String],
+        value: &mut Dict,
+        defaults: &Dict,
+        error: &FigmentError,
+    ) -> bool {
         let mut local = error.path.clone();
         let (text, unknown) = match &error.kind {
             Kind::UnknownField(field, known) => {
@@ -300,7 +370,9 @@ fn put(dict: &mut Dict, path: &[String], new: Option<Value>) -> bool {
     let Some((first, rest)) = path.split_first() else { return false };
     if rest.is_empty() {
         return match new {
-            Some(value) => dict.insert(first.clone(), value).is_none_or(|old| Some(&old) != dict.get(first)),
+            Some(value) => {
+                dict.insert(first.clone(), value).is_none_or(|old| Some(&old) != dict.get(first))
+            }
             None => dict.remove(first).is_some(),
         };
     }
@@ -313,7 +385,9 @@ fn put(dict: &mut Dict, path: &[String], new: Option<Value>) -> bool {
 fn merge(mut under: Dict, over: Dict) -> Dict {
     for (key, value) in over {
         let value = match (under.remove(&key), value) {
-            (Some(Value::Dict(_, under)), Value::Dict(tag, over)) => Value::Dict(tag, merge(under, over)),
+            (Some(Value::Dict(_, under)), Value::Dict(tag, over)) => {
+                Value::Dict(tag, merge(under, over))
+            }
             (_, value) => value,
         };
         under.insert(key, value);

@@ -37,49 +37,84 @@ fn between(config: &Config, say: &mut impl FnMut(&str, String)) {
     if prefetch < worker.concurrency {
         say(
             "queue.prefetch",
-            format!("{prefetch} is less than worker.concurrency = {}, so that slots would stay empty; raise it or lower the concurrency", worker.concurrency),
+            format!(
+                "{prefetch} is less than worker.concurrency = {}, so that slots would stay empty; raise it or lower the concurrency",
+                worker.concurrency
+            ),
         );
     }
     let longest = config.kinds.values().map(|kind| kind.timeout).max().unwrap_or_default();
-    let rounds = u32::try_from(prefetch.div_ceil(worker.concurrency.max(1)) + 1).unwrap_or(u32::MAX);
+    let rounds =
+        u32::try_from(prefetch.div_ceil(worker.concurrency.max(1)) + 1).unwrap_or(u32::MAX);
     if longest.saturating_mul(rounds) > CONSUMER_TIMEOUT {
         say(
             "queue.prefetch",
-            format!("with {prefetch} prefetched, {} worked at once and a timeout of {longest:?}, a message may wait past RabbitMQ's consumer_timeout of 30 minutes; lower it or the kind's timeout", worker.concurrency),
+            format!(
+                "with {prefetch} prefetched, {} worked at once and a timeout of {longest:?}, a message may wait past RabbitMQ's consumer_timeout of 30 minutes; lower it or the kind's timeout",
+                worker.concurrency
+            ),
         );
     }
     if queue.operation_timeout > worker.grace {
-        say("queue.operation_timeout", format!("is longer than worker.grace = {:?}, so that a stop could not end in time", worker.grace));
+        say(
+            "queue.operation_timeout",
+            format!(
+                "is longer than worker.grace = {:?}, so that a stop could not end in time",
+                worker.grace
+            ),
+        );
     }
     if ledger.statement_timeout > worker.grace {
-        say("ledger.statement_timeout", format!("is longer than worker.grace = {:?}, so that a stop could cut commits off", worker.grace));
+        say(
+            "ledger.statement_timeout",
+            format!(
+                "is longer than worker.grace = {:?}, so that a stop could cut commits off",
+                worker.grace
+            ),
+        );
     }
     for (name, kind) in &config.kinds {
         if kind.timeout > worker.grace {
             say(
                 &format!("kinds.{name}.timeout"),
-                format!("{:?} is longer than worker.grace = {:?}, so that a stop would cut it off; lower it or raise the grace", kind.timeout, worker.grace),
+                format!(
+                    "{:?} is longer than worker.grace = {:?}, so that a stop would cut it off; lower it or raise the grace",
+                    kind.timeout, worker.grace
+                ),
             );
         }
         if kind.apply.is_none() && kind.call.is_none() {
-            say(&format!("kinds.{name}"), "does nothing; give it `apply`, a [call], or both".to_owned());
+            say(
+                &format!("kinds.{name}"),
+                "does nothing; give it `apply`, a [call], or both".to_owned(),
+            );
         }
         if let Some(call) = &kind.call {
             match config.dependencies.get(&call.dependency) {
                 None => say(
                     &format!("kinds.{name}.call.dependency"),
-                    format!("there is no [dependencies.{}]; known are: {}", call.dependency, names(config)),
+                    format!(
+                        "there is no [dependencies.{}]; known are: {}",
+                        call.dependency,
+                        names(config)
+                    ),
                 ),
                 Some(dependency) if dependency.timeout > kind.timeout => say(
                     &format!("kinds.{name}.timeout"),
-                    format!("{:?} is shorter than dependencies.{}.timeout = {:?}; lower that or raise this", kind.timeout, call.dependency, dependency.timeout),
+                    format!(
+                        "{:?} is shorter than dependencies.{}.timeout = {:?}; lower that or raise this",
+                        kind.timeout, call.dependency, dependency.timeout
+                    ),
                 ),
                 Some(_) => {}
             }
         }
     }
     if worker.max_message_bytes > ledger.batch_bytes {
-        say("ledger.batch_bytes", format!("is less than worker.max_message_bytes = {}", worker.max_message_bytes));
+        say(
+            "ledger.batch_bytes",
+            format!("is less than worker.max_message_bytes = {}", worker.max_message_bytes),
+        );
     }
 }
 

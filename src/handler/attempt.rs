@@ -74,7 +74,8 @@ impl Attempt {
     }
 
     pub(super) fn is_malformed(&mut self, malformed: &Malformed) {
-        self.malformed = Some((malformed.id.clone(), malformed.kind.clone(), malformed.user_id.clone()));
+        self.malformed =
+            Some((malformed.id.clone(), malformed.kind.clone(), malformed.user_id.clone()));
     }
 
     /// From here on the ledger may hold a running row for it.
@@ -94,7 +95,11 @@ impl Attempt {
     pub(super) fn finish(&self, request: &Arc<Request>, verdict: Verdict, charged: bool) -> Finish {
         Finish {
             request: Arc::clone(request),
-            hold: if self.held.is_some() { Hold::Claimed(self.fence) } else { Hold::Fresh(self.fence) },
+            hold: if self.held.is_some() {
+                Hold::Claimed(self.fence)
+            } else {
+                Hold::Fresh(self.fence)
+            },
             verdict,
             charged,
             response: None,
@@ -110,16 +115,23 @@ impl Attempt {
         let took = self.started.elapsed();
         let request = self.request.as_deref();
         let (id, kind, user) = match (&self.malformed, request) {
-            (_, Some(request)) => {
-                (Some(request.id.as_str()), Some(request.kind.as_str()), Some(request.user_id.as_str()))
-            }
+            (_, Some(request)) => (
+                Some(request.id.as_str()),
+                Some(request.kind.as_str()),
+                Some(request.user_id.as_str()),
+            ),
             (Some((id, kind, user)), None) => (id.as_deref(), kind.as_deref(), user.as_deref()),
             (None, None) => (None, None, None),
         };
         let failure = outcome.failure();
         // Kinds that are not configured come from messages: they would be labels without end.
         let label = kind.filter(|_| kind_is_known).unwrap_or("unknown");
-        metrics::request_finished(label, outcome.name(), failure.map(|failure| failure.code.name()), took);
+        metrics::request_finished(
+            label,
+            outcome.name(),
+            failure.map(|failure| failure.code.name()),
+            took,
+        );
         let since = request.and_then(Request::published_at).unwrap_or(self.received_at);
         let age = Duration::try_from(OffsetDateTime::now_utc() - since).unwrap_or_default();
         if *outcome == Outcome::Done {

@@ -24,9 +24,17 @@ impl Handler {
     /// Answers, if the kind does that and the producer asked for it. At most once, after the commit:
     /// who needs to be certain asks the ledger. Nothing that happens to the answer changes what
     /// became of the request.
-    pub(super) fn reply(&self, kind: &Kind, request: &Request, became: Result<Option<String>, &Failure>) {
+    pub(super) fn reply(
+        &self,
+        kind: &Kind,
+        request: &Request,
+        became: Result<Option<String>, &Failure>,
+    ) {
         let properties = &request.message.properties;
-        let Some(to) = properties.reply_to.as_ref().filter(|to| kind.reply && !to.is_empty()) else { return };
+        let Some(to) = properties.reply_to.as_ref().filter(|to| kind.reply && !to.is_empty())
+        else {
+            return;
+        };
         let result = match &became {
             Ok(Some(text)) => serde_json::from_str::<&RawValue>(text).ok(),
             Ok(None) | Err(_) => None,

@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::{Semaphore, watch}, task::JoinSet, time::{MissedTickBehavior, interval}};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{MissedTickBehavior, interval},
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -62,9 +66,18 @@ impl Health for House {
 }
 
 /// Starts the upkeep; it ends when the set is dropped.
-pub(super) fn start(house: Arc<House>, ledger: Arc<Ledger>, config: &Config, slots: Arc<Semaphore>) -> JoinSet<()> {
+pub(super) fn start(
+    house: Arc<House>,
+    ledger: Arc<Ledger>,
+    config: &Config,
+    slots: Arc<Semaphore>,
+) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let limits = config.dependencies.iter().map(|(name, dependency)| (name.clone(), dependency.max_parked)).collect();
+    let limits = config
+        .dependencies
+        .iter()
+        .map(|(name, dependency)| (name.clone(), dependency.max_parked))
+        .collect();
     tasks.spawn(tell_pauses(house.pauses.clone()));
     tasks.spawn(count(house.pauses.clone(), ledger, limits, config.worker.counts_interval));
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
@@ -93,7 +106,12 @@ async fn tell_pauses(pauses: Pauses) {
 }
 
 /// Exports what is in the ledger, and pauses where too much is parked.
-async fn count(pauses: Pauses, ledger: Arc<Ledger>, limits: BTreeMap<String, u64>, every: Duration) {
+async fn count(
+    pauses: Pauses,
+    ledger: Arc<Ledger>,
+    limits: BTreeMap<String, u64>,
+    every: Duration,
+) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = BTreeSet::new();
@@ -105,7 +123,8 @@ async fn count(pauses: Pauses, ledger: Arc<Ledger>, limits: BTreeMap<String, u64
         let Ok(counts) = ledger.counts().await else { continue };
         export(&counts, &mut seen);
         for (dependency, limit) in &limits {
-            let parked = counts.parked.iter().find(|(on, _)| on == dependency).map_or(0, |(_, rows)| *rows);
+            let parked =
+                counts.parked.iter().find(|(on, _)| on == dependency).map_or(0, |(_, rows)| *rows);
             bound(&pauses, dependency, parked, *limit);
         }
     }
@@ -113,9 +132,12 @@ async fn count(pauses: Pauses, ledger: Arc<Ledger>, limits: BTreeMap<String, u64
 
 fn export(counts: &Counts, seen: &mut BTreeSet<String>) {
     let parked: u64 = counts.parked.iter().map(|(_, rows)| rows).sum();
-    for (state, rows) in
-        [("running", counts.running), ("waiting", counts.waiting), ("parked", parked), ("dead", counts.dead)]
-    {
+    for (state, rows) in [
+        ("running", counts.running),
+        ("waiting", counts.waiting),
+        ("parked", parked),
+        ("dead", counts.dead),
+    ] {
         metrics::ledger_rows(state, rows);
     }
     // What is no longer parked on anything must not be shown for ever.
@@ -133,7 +155,10 @@ fn bound(pauses: &Pauses, dependency: &str, parked: u64, limit: u64) {
     let reason = Reason::Breaker(dependency.to_owned());
     if parked >= limit {
         if pauses.add(reason) {
-            warn!(event = "worker.parked_full", dependency, parked, limit, "too much is parked on a dependency");
+            warn!(
+                event = "worker.parked_full",
+                dependency, parked, limit, "too much is parked on a dependency"
+            );
         }
     } else if parked < limit - limit / 10 {
         pauses.remove(&reason);
@@ -160,6 +185,9 @@ mod tests {
             bound(&pauses, "mailer", parked, 100);
             pauses.is_paused()
         };
-        assert_eq!([paused(99), paused(100), paused(95), paused(90), paused(89)], [false, true, true, true, false]);
+        assert_eq!(
+            [paused(99), paused(100), paused(95), paused(90), paused(89)],
+            [false, true, true, true, false]
+        );
     }
 }

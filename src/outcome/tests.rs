@@ -35,7 +35,10 @@ fn every_outcome_has_one_settlement() {
 
 #[test]
 fn a_refusal_is_final_at_the_first_attempt() {
-    assert_eq!(after_failure(StepError::Refused(failure()), 1, &policy(), 0.5), Outcome::Dead { failure: failure() });
+    assert_eq!(
+        after_failure(StepError::Refused(failure()), 1, &policy(), 0.5),
+        Outcome::Dead { failure: failure() }
+    );
 }
 
 #[test]
@@ -54,10 +57,12 @@ fn a_transient_failure_is_retried_until_the_attempts_are_used_up() {
 
 #[test]
 fn who_asks_us_to_come_back_later_is_believed_within_bounds() {
-    let due_in = |asked| match after_failure(transient(Some(Duration::from_secs(asked))), 1, &policy(), 0.0) {
-        Outcome::Retry { due_in, .. } => due_in,
-        other => panic!("{other:?}"),
-    };
+    let due_in =
+        |asked| match after_failure(transient(Some(Duration::from_secs(asked))), 1, &policy(), 0.0)
+        {
+            Outcome::Retry { due_in, .. } => due_in,
+            other => panic!("{other:?}"),
+        };
     assert_eq!(due_in(7), Duration::from_secs(7));
     assert_eq!(due_in(0), Duration::from_millis(500), "not sooner than our own patience");
     assert_eq!(due_in(100_000), Duration::from_secs(60), "not later than max_delay");
@@ -72,7 +77,8 @@ fn what_was_not_admitted_is_parked_whatever_the_attempt() {
 
 #[test]
 fn codes_have_distinct_names_and_a_meaning() {
-    let names: std::collections::BTreeSet<&str> = ErrorCode::ALL.iter().map(|code| code.name()).collect();
+    let names: std::collections::BTreeSet<&str> =
+        ErrorCode::ALL.iter().map(|code| code.name()).collect();
     assert_eq!(names.len(), ErrorCode::ALL.len());
     assert!(ErrorCode::ALL.iter().all(|code| !code.meaning().trim().is_empty()));
 }

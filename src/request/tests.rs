@@ -17,7 +17,10 @@ fn refused(body: &str) -> (ErrorCode, String) {
 #[test]
 fn a_request_is_read_as_it_stands() {
     let request = decode(message(GOOD)).unwrap();
-    assert_eq!((request.id.as_str(), request.kind.as_str(), request.user_id.as_str()), ("r-1", "k", "42"));
+    assert_eq!(
+        (request.id.as_str(), request.kind.as_str(), request.user_id.as_str()),
+        ("r-1", "k", "42")
+    );
     assert_eq!((request.payload.as_str(), request.unknown_fields), (r#"{"a":1}"#, 0));
     assert_eq!((request.deadline, request.not_before), (None, None));
 }
@@ -28,7 +31,10 @@ fn what_may_be_left_out_may_be_left_out() {
     message.properties.message_id = Some("from-property".into());
     message.properties.kind = Some("user.x".into());
     let request = decode(message).unwrap();
-    assert_eq!((request.id.as_str(), request.kind.as_str(), request.user_id.as_str()), ("from-property", "user.x", "42"));
+    assert_eq!(
+        (request.id.as_str(), request.kind.as_str(), request.user_id.as_str()),
+        ("from-property", "user.x", "42")
+    );
     assert_eq!((request.payload.as_str(), request.unknown_fields), ("{}", 1));
 }
 
@@ -55,9 +61,15 @@ fn what_is_no_json_is_told_from_json_of_another_shape() {
     ] {
         assert_eq!(refused(body).0, code, "{body}");
     }
-    let not_utf8 = Message { body: Bytes::from_static(b"{\"a\":\"\xff\"}"), properties: Properties::default() };
+    let not_utf8 = Message {
+        body: Bytes::from_static(b"{\"a\":\"\xff\"}"),
+        properties: Properties::default(),
+    };
     let malformed = decode(not_utf8).unwrap_err();
-    assert_eq!((malformed.code, malformed.reason.as_str()), (ErrorCode::MalformedJson, "body is not UTF-8 from byte 6 on"));
+    assert_eq!(
+        (malformed.code, malformed.reason.as_str()),
+        (ErrorCode::MalformedJson, "body is not UTF-8 from byte 6 on")
+    );
 }
 
 #[test]
@@ -67,15 +79,22 @@ fn nesting_is_bounded_and_brackets_in_strings_do_not_nest() {
         format!(r#"{{"request_id":"r","kind":"k","user_id":"u","payload":{payload}}}"#)
     };
     assert!(decode(message(&nested(MAX_DEPTH - 1))).is_ok());
-    assert_eq!(refused(&nested(MAX_DEPTH)), (ErrorCode::MalformedJson, "body is nested 129 deep, at most 128 are allowed".into()));
+    assert_eq!(
+        refused(&nested(MAX_DEPTH)),
+        (ErrorCode::MalformedJson, "body is nested 129 deep, at most 128 are allowed".into())
+    );
     assert_eq!(refused(&nested(10_000)).0, ErrorCode::MalformedJson);
-    let in_string = format!(r#"{{"request_id":"r","kind":"k","user_id":"u","payload":"\"{}"}}"#, "[".repeat(500));
+    let in_string = format!(
+        r#"{{"request_id":"r","kind":"k","user_id":"u","payload":"\"{}"}}"#,
+        "[".repeat(500)
+    );
     assert!(decode(message(&in_string)).is_ok());
 }
 
 #[test]
 fn every_fault_is_named_at_once() {
-    let (code, reason) = refused(r#"{"request_id":"a b","user_id":1.5,"deadline":"tomorrow","not_before":7}"#);
+    let (code, reason) =
+        refused(r#"{"request_id":"a b","user_id":1.5,"deadline":"tomorrow","not_before":7}"#);
     assert_eq!(code, ErrorCode::InvalidEnvelope);
     for fault in [
         "request_id has the character ' '",
@@ -90,7 +109,8 @@ fn every_fault_is_named_at_once() {
 
 #[test]
 fn ids_and_users_have_bounds() {
-    let with = |id: &str, user: &str| format!(r#"{{"request_id":{id},"kind":"k","user_id":{user}}}"#);
+    let with =
+        |id: &str, user: &str| format!(r#"{{"request_id":{id},"kind":"k","user_id":{user}}}"#);
     let long = format!("\"{}\"", "x".repeat(10_000));
     let just = format!("\"{}\"", "x".repeat(128));
     assert!(decode(message(&with(&just, &just))).is_ok());
@@ -124,7 +144,9 @@ fn body_and_properties_must_agree() {
     message.properties.kind = Some("other".into());
     let malformed = decode(message).unwrap_err();
     assert_eq!(malformed.code, ErrorCode::InvalidEnvelope);
-    assert!(malformed.reason.contains("request_id `r-1` differs from the property message_id `r-2`"));
+    assert!(
+        malformed.reason.contains("request_id `r-1` differs from the property message_id `r-2`")
+    );
     assert!(malformed.reason.contains("kind `k` differs from the property type `other`"));
     assert_eq!(malformed.id, None, "it cannot be filed under either");
 }
@@ -138,14 +160,19 @@ fn a_refusal_keeps_the_identity_that_could_be_read() {
     hopeless.properties.message_id = Some("no good".into());
     assert_eq!(decode(hopeless).unwrap_err().id, None);
     let malformed = decode(message(r#"{"request_id":"r","kind":"k"}"#)).unwrap_err();
-    assert_eq!((malformed.id.as_deref(), malformed.kind.as_deref(), malformed.user_id), (Some("r"), Some("k"), None));
+    assert_eq!(
+        (malformed.id.as_deref(), malformed.kind.as_deref(), malformed.user_id),
+        (Some("r"), Some("k"), None)
+    );
 }
 
 #[test]
 fn compressed_bodies_are_refused_by_name() {
     let mut message = message(GOOD);
     message.properties.content_encoding = Some("gzip".into());
-    assert!(decode(message).unwrap_err().reason.contains("content_encoding `gzip` is not supported"));
+    assert!(
+        decode(message).unwrap_err().reason.contains("content_encoding `gzip` is not supported")
+    );
 }
 
 #[test]
@@ -167,7 +194,12 @@ fn a_trace_is_taken_over_only_when_it_is_well_formed() {
     };
     let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     assert_eq!(trace(good).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
-    for bad in ["", "00-4bf9-00f0-01", "00-00000000000000000000000000000000-00f067aa0ba902b7-01", &good.to_uppercase()] {
+    for bad in [
+        "",
+        "00-4bf9-00f0-01",
+        "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+        &good.to_uppercase(),
+    ] {
         assert_eq!(trace(bad), None, "{bad}");
     }
 }

@@ -51,8 +51,11 @@ impl Tally {
 
     pub(super) fn ended(&self, outcome: &Outcome) {
         if self.draining.load(Relaxed) {
-            let counter =
-                if matches!(outcome, Outcome::GivenBack { .. }) { &self.given_back } else { &self.finished };
+            let counter = if matches!(outcome, Outcome::GivenBack { .. }) {
+                &self.given_back
+            } else {
+                &self.finished
+            };
             counter.fetch_add(1, Relaxed);
         }
     }

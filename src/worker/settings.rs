@@ -29,7 +29,10 @@ impl Settings {
             say("concurrency", "must be between 1 and 10000");
         }
         if !(64..=128 * 1024 * 1024).contains(&self.max_message_bytes) {
-            say("max_message_bytes", "must be between 64 and 134217728, the most any RabbitMQ takes");
+            say(
+                "max_message_bytes",
+                "must be between 64 and 134217728, the most any RabbitMQ takes",
+            );
         }
         if self.grace < Duration::from_millis(100) {
             say("grace", "must be at least 100ms");

@@ -1,0 +1,188 @@
+//! A process that is known by more than its number: pids are used again, start times are not.
+
+use std::{collections::HashMap, fs, time::Duration};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// How often a dying process is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How long the kernel gets to remove what was killed.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
+/// One process of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot: field 22 of `/proc/PID/stat`
+    /// (<https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html>).
+    started: u64,
+}
+
+/// What `/proc/PID/stat` says that matters here.
+struct Stat {
+    zombie: bool,
+    parent: u32,
+    started: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in brackets and may itself hold brackets and blanks.
+    let mut fields = text.rsplit_once(") ")?.1.split_ascii_whitespace();
+    let zombie = matches!(fields.next()?, "Z" | "X" | "x");
+    let parent = fields.next()?.parse().ok()?;
+    let started = fields.nth(17)?.parse().ok()?;
+    Some(Stat { zombie, parent, started })
+}
+
+impl Process {
+    /// The process with this number, if there is one that has not ended.
+    pub fn of(pid: u32) -> Option<Self> {
+        let stat = stat(pid).filter(|stat| !stat.zombie)?;
+        Some(Self { pid, started: stat.started })
+    }
+
+    /// This very process.
+    ///
+    /// # Errors
+    /// When `/proc` is not there.
+    pub fn current() -> anyhow::Result<Self> {
+        Self::of(std::process::id()).ok_or_else(|| {
+            anyhow::anyhow!("/proc is not readable, mount it: pids are followed there")
+        })
+    }
+
+    /// Whether it still runs. A zombie does not, nor does a stranger under the same number.
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+
+    /// Sends a signal; false when there was nobody to send it to.
+    pub fn signal(&self, signal: Signal) -> bool {
+        self.is_alive()
+            && i32::try_from(self.pid)
+                .ok()
+                .and_then(Pid::from_raw)
+                .is_some_and(|pid| kill_process(pid, signal).is_ok())
+    }
+
+    /// Its children, their children and so on, as they are now.
+    pub fn descendants(&self) -> Vec<Self> {
+        let mut children: HashMap<u32, Vec<Self>> = HashMap::new();
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+            if let Some(stat) = stat(pid).filter(|stat| !stat.zombie) {
+                children.entry(stat.parent).or_default().push(Self { pid, started: stat.started });
+            }
+        }
+        let mut family = vec![*self];
+        let mut next = 0;
+        while let Some(member) = family.get(next) {
+            family.extend(children.remove(&member.pid).unwrap_or_default());
+            next += 1;
+        }
+        family.split_off(1)
+    }
+
+    /// Asks it to end with `signal`; true when it has ended within `grace`.
+    pub async fn ask(&self, signal: Signal, grace: Duration) -> bool {
+        self.signal(signal);
+        let until = Instant::now() + grace;
+        while self.is_alive() {
+            if Instant::now() >= until {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
+    }
+
+    /// Kills it and everything under it, and waits until they are gone.
+    pub async fn kill(&self) {
+        let family = self.kill_family();
+        let until = Instant::now() + AFTER_KILL;
+        while family.iter().any(Self::is_alive) && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// [`Process::ask`], then [`Process::kill`], for `Drop`, where nothing can be awaited.
+    pub fn end_blocking(&self, signal: Signal, grace: Duration) {
+        // Taken before: a dead parent's children belong to somebody else.
+        let family = self.descendants();
+        self.signal(signal);
+        let until = std::time::Instant::now() + grace;
+        while self.is_alive() && std::time::Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
+        self.kill_family();
+        for member in family {
+            member.signal(Signal::KILL);
+        }
+    }
+
+    fn kill_family(&self) -> Vec<Self> {
+        let mut family = self.descendants();
+        family.insert(0, *self);
+        for member in &family {
+            member.signal(Signal::KILL);
+        }
+        family
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use super::*;
+
+    fn shell(script: &str) -> (std::process::Child, Process) {
+        let child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let process = Process::of(child.id()).unwrap();
+        (child, process)
+    }
+
+    #[tokio::test]
+    async fn a_process_that_listens_ends_when_asked() {
+        let (mut child, process) = shell("exec sleep 600");
+        assert!(process.is_alive());
+        assert!(process.ask(Signal::TERM, Duration::from_secs(20)).await);
+        assert!(!process.is_alive(), "a zombie counts as ended");
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn killing_takes_the_whole_family() {
+        use std::io::Read;
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "sleep 600 & echo $!; wait"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut byte = [0];
+        let mut grandchild = String::new();
+        let out = child.stdout.as_mut().unwrap();
+        while out.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+            grandchild.push(char::from(byte[0]));
+        }
+        let process = Process::of(child.id()).unwrap();
+        let grandchild = Process::of(grandchild.parse().unwrap()).unwrap();
+        assert_eq!(process.descendants(), [grandchild]);
+        process.kill().await;
+        assert!(!grandchild.is_alive());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn another_process_under_the_same_number_is_a_stranger() {
+        let me = Process::current().unwrap();
+        let stranger = Process { started: me.started + 1, ..me };
+        assert!(me.is_alive() && !stranger.is_alive());
+        assert!(!stranger.signal(Signal::KILL), "or this test would be its own victim");
+    }
+}

@@ -1,0 +1,7 @@
+//! Longshore against a real RabbitMQ, a real Postgres and a stub downstream: the binary is started
+//! as an operator would start it, and looked at from outside.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+mod pipeline;
+mod support;

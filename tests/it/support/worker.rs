@@ -1,0 +1,168 @@
+//! A worker process: its log as JSON, its probes, its end.
+
+use std::{
+    path::Path,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+    sync::watch,
+    time::timeout,
+};
+
+use super::{PATIENCE, until};
+
+pub(crate) struct Worker {
+    child: Child,
+    pub(crate) pid: u32,
+    lines: Arc<Mutex<Vec<Value>>>,
+    count: watch::Receiver<usize>,
+}
+
+impl Worker {
+    pub(crate) async fn start(settings: &Path, environment: Vec<(String, String)>) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_longshore"))
+            .arg("--config")
+            .arg(settings)
+            .arg("run")
+            .envs(environment)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let pid = child.id().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (told, count) = watch::channel(0);
+        let kept = Arc::clone(&lines);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = output.next_line().await {
+                let line = serde_json::from_str(&line)
+                    .unwrap_or_else(|error| panic!("{line} is not JSON: {error}"));
+                kept.lock().unwrap().push(line);
+                told.send_modify(|count| *count += 1);
+            }
+        });
+        Self { child, pid, lines, count }
+    }
+
+    /// Every line logged so far.
+    pub(crate) fn log(&self) -> Vec<Value> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    /// Waits for a line, those included that were logged before.
+    pub(crate) async fn until_line(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
+        let mut count = self.count.clone();
+        let search = async {
+            loop {
+                count.borrow_and_update();
+                if let Some(line) = self.log().into_iter().find(&matches) {
+                    return line;
+                }
+                if count.changed().await.is_err() {
+                    panic!("the worker ended without a line that {what}: {:#?}", self.log());
+                }
+            }
+        };
+        let found = timeout(PATIENCE, search).await;
+        found.unwrap_or_else(|_| {
+            panic!(
+                "no line came that {what}; the last ones: {:#?}",
+                self.log().iter().rev().take(20).collect::<Vec<_>>()
+            )
+        })
+    }
+
+    /// Waits for an event.
+    pub(crate) async fn until_event(&self, event: &str) -> Value {
+        self.until_line(&format!("is the event {event}"), |line| line["event"] == event).await
+    }
+
+    /// Waits for the line of a request with this outcome.
+    pub(crate) async fn until_outcome(&self, id: &str, outcome: &str) -> Value {
+        self.until_line(&format!("tells {outcome} of {id}"), |line| {
+            line["event"] == "request.finished"
+                && line["request_id"] == id
+                && line["outcome"] == outcome
+        })
+        .await
+    }
+
+    /// The lines of finished attempts, of one request.
+    pub(crate) fn story(&self, id: &str) -> Vec<Value> {
+        self.log()
+            .into_iter()
+            .filter(|line| line["event"] == "request.finished" && line["request_id"] == id)
+            .collect()
+    }
+
+    /// Waits until it consumes.
+    pub(crate) async fn until_ready(&self) {
+        until("the worker is ready and consumes", async || {
+            let (status, body) = self.get("/health/ready").await?;
+            (status == 200 && body.contains("consuming")).then_some(())
+        })
+        .await;
+    }
+
+    /// Asks the admin server; nothing while it cannot be reached.
+    pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
+        let address = self.log().iter().find(|line| line["event"] == "admin.listening")?["address"]
+            .as_str()?
+            .to_owned();
+        let answer = reqwest::get(format!("http://{address}{path}")).await.ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    /// The value of a metric, given with its labels as `/metrics` shows them.
+    pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
+        let (_, text) = self.get("/metrics").await?;
+        let line = text
+            .lines()
+            .find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')))?;
+        line.rsplit_once(' ')?.1.parse().ok()
+    }
+
+    /// Sends a signal, by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let sent = std::process::Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid.to_string())
+            .status()
+            .unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        timeout(Duration::from_secs(60), self.child.wait())
+            .await
+            .expect("the worker ends in time")
+            .unwrap()
+    }
+
+    /// SIGTERM, and its exit code and `worker.drained` line.
+    pub(crate) async fn drain(&mut self) -> (Option<i32>, Value) {
+        self.signal("TERM");
+        let code = self.ended().await.code();
+        (code, self.until_event("worker.drained").await)
+    }
+
+    /// SIGKILL.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
+
+    /// Resident memory, in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
