@@ -173,6 +173,17 @@ impl Handler {
             Err(LedgerError::Away(_)) => return Outcome::GivenBack { why: GiveBack::Postgres },
             Err(LedgerError::Step(error)) => error,
         };
+        self.failed(kind, request, error, attempt).await
+    }
+
+    /// Has the ledger write what follows from a step that did not succeed.
+    async fn failed(
+        &self,
+        kind: &Kind,
+        request: Arc<Request>,
+        error: StepError,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         let charged = !matches!(error, StepError::NotAdmitted { .. });
         let next = outcome::after_failure(error, attempt.number, &kind.policy, fastrand::f64());
         let verdict = match &next {
@@ -194,7 +205,7 @@ impl Handler {
                 next
             }
             Ok(other) => self.known(other, &request).await,
-            Err(_) => Outcome::GivenBack { why: GiveBack::Postgres },
+            Err(error) => unwritten(error),
         }
     }
 
@@ -324,7 +335,7 @@ impl Handler {
                 Err(LedgerError::Away(_)) if matches!(hold, Hold::Claimed(_)) => {
                     self.pauses.until_without(&Reason::Postgres).await;
                 }
-                Err(_) => return Outcome::GivenBack { why: GiveBack::Postgres },
+                Err(error) => return unwritten(error),
             }
         }
     }
@@ -343,7 +354,7 @@ impl Handler {
         let Some(request) = malformed.into_request(message.clone()) else {
             return match self.ledger.keep_unreadable(&message, None, &failure).await {
                 Ok(()) => Outcome::Dead { failure },
-                Err(_) => Outcome::GivenBack { why: GiveBack::Postgres },
+                Err(error) => unwritten(error),
             };
         };
         self.settle_unstarted(Arc::new(request), Verdict::Dead { failure }, hold, attempt).await
@@ -371,8 +382,19 @@ impl Handler {
         let failure = Failure::new(ErrorCode::IdReused, error);
         match self.ledger.keep_unreadable(&request.message, Some(&request.id), &failure).await {
             Ok(()) => Outcome::Dead { failure },
-            Err(_) => Outcome::GivenBack { why: GiveBack::Postgres },
+            Err(error) => unwritten(error),
         }
+    }
+
+    /// What becomes of a request whose handling panicked outside its steps, which is a defect of
+    /// ours: a claimed one is tried again like after any failure, any other goes to the broker's
+    /// dead-letter queue, whole.
+    pub(crate) async fn panicked(&self, failure: Failure, attempt: &mut Attempt) -> Outcome {
+        let held =
+            attempt.held().and_then(|request| Some((self.kinds.get(&request.kind)?, request)));
+        let Some((kind, request)) = held else { return Outcome::Rejected { failure } };
+        let error = StepError::Transient { failure, retry_in: None };
+        self.failed(kind, request, error, attempt).await
     }
 
     /// What becomes of a request that the stop has interrupted: a claimed one is put down in the
@@ -390,6 +412,20 @@ impl Handler {
             }
             // Its claim may not have been made yet: only the next delivery can tell.
             Ok(_) | Err(_) => Outcome::GivenBack { why: GiveBack::Stop },
+        }
+    }
+}
+
+/// What follows from a ledger that did not write what needs no step. Where it refuses the row
+/// itself, giving the message back would only bring it again.
+fn unwritten(error: LedgerError) -> Outcome {
+    match error {
+        LedgerError::Away(_) => Outcome::GivenBack { why: GiveBack::Postgres },
+        LedgerError::Step(StepError::Refused(failure) | StepError::Transient { failure, .. }) => {
+            Outcome::Rejected { failure }
+        }
+        LedgerError::Step(StepError::NotAdmitted { .. }) => {
+            Outcome::GivenBack { why: GiveBack::Postgres }
         }
     }
 }

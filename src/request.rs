@@ -147,7 +147,7 @@ pub fn decode(message: Message) -> Result<Request, Box<Malformed>> {
                 code,
                 reason,
                 id: property_id.filter(|id| id_fault(id).is_none()).map(str::to_owned),
-                kind: property_kind.map(str::to_owned),
+                kind: property_kind.filter(|kind| kind_fault(kind).is_none()).map(str::to_owned),
                 user_id: None,
             }));
         }

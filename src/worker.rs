@@ -27,6 +27,9 @@ use crate::{
 /// How long a request that the hard stop interrupts has to be put down in the ledger.
 const PUT_DOWN: Duration = Duration::from_secs(2);
 
+/// How long after Postgres' return due work is left alone.
+const HEAD_START: Duration = Duration::from_secs(1);
+
 /// Takes requests as long as nobody asks to stop, and works each in a task of its own.
 pub(crate) struct Worker {
     pub(crate) handler: Arc<Handler>,
@@ -109,10 +112,18 @@ impl Worker {
                     () = sleep(self.handler.ledger.due_poll()) => {}
                 }
             }
-            tokio::select! {
-                biased;
-                () = self.stop.asked() => return,
-                () = self.pauses.until_without(&Reason::Postgres) => {}
+            if self.pauses.contains(&Reason::Postgres) {
+                // Leases have run out while Postgres was away. Who holds a request through that may
+                // finish it first, so that nothing is called twice for an outage.
+                let back = async {
+                    self.pauses.until_without(&Reason::Postgres).await;
+                    sleep(HEAD_START).await;
+                };
+                tokio::select! {
+                    biased;
+                    () = self.stop.asked() => return,
+                    () = back => continue,
+                }
             }
             let Some(first) = self.slot().await else { return };
             let mut slots = vec![first];
@@ -187,11 +198,11 @@ async fn work(handler: &Handler, started: Started, stop: &Stop, tally: &Tally) -
     };
     let outcome = match worked {
         Some(Ok(outcome)) => outcome,
-        // A panic of the steps is caught where they are called. This one is ours: the broker's
-        // dead-letter queue keeps the message whole, and a claimed row outlives its lease.
-        Some(Err(panic)) => Outcome::Rejected {
-            failure: Failure::new(ErrorCode::Panic, telemetry::panic_text(&*panic)),
-        },
+        // A panic of the steps is caught where they are called. This one is ours.
+        Some(Err(panic)) => {
+            let failure = Failure::new(ErrorCode::Panic, telemetry::panic_text(&*panic));
+            handler.panicked(failure, &mut attempt).await
+        }
         None => {
             tally.interrupted();
             tokio::time::timeout(PUT_DOWN, handler.interrupted(&mut attempt))

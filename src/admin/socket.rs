@@ -34,7 +34,7 @@ pub(super) struct Socket<S> {
 impl<S: AsyncRead + AsyncWrite> Socket<S> {
     pub(super) fn new(stream: S, limits: &Limits) -> Self {
         let mut stream = TimeoutWriter::new(stream);
-
+        stream.set_timeout(Some(limits.write_timeout));
         Self {
             stream: Box::pin(stream),
             read_timeout: limits.read_timeout,
@@ -112,10 +112,14 @@ impl<S: AsyncRead + AsyncWrite> AsyncWrite for Socket<S> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+        time::timeout,
+    };
 
     use super::*;
 
+    const FOR_EVER: Duration = Duration::from_secs(3600);
     const LIMITS: Limits = Limits {
         read_timeout: Duration::from_secs(15),
         write_timeout: Duration::from_secs(20),
@@ -131,11 +135,14 @@ mod tests {
     async fn waits_for(socket: &mut Socket<DuplexStream>) -> Duration {
         let began = Instant::now();
         let mut bytes = [0; 8];
-        let error = loop {
-            if let Err(error) = socket.read(&mut bytes).await {
-                break error;
+        let read = async {
+            loop {
+                if let Err(error) = socket.read(&mut bytes).await {
+                    return error;
+                }
             }
         };
+        let error = timeout(FOR_EVER, read).await.expect("its patience ends");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         began.elapsed()
     }
@@ -182,7 +189,8 @@ mod tests {
     async fn a_client_that_takes_nothing_is_cut_off() {
         let (mut socket, _far) = pair();
         let began = Instant::now();
-        let error = socket.write_all(b"more than fits").await.unwrap_err();
+        let written = timeout(FOR_EVER, socket.write_all(b"more than fits")).await;
+        let error = written.expect("its patience ends").unwrap_err();
         assert_eq!((error.kind(), seconds(began.elapsed())), (io::ErrorKind::TimedOut, 20.0));
     }
 }

@@ -53,7 +53,9 @@ impl Properties {
             Some(millis) => i128::from(millis),
             None => i128::from(self.timestamp?) * 1_000,
         };
-        OffsetDateTime::from_unix_timestamp_nanos(millis.checked_mul(1_000_000)?).ok()
+        // Nobody published before 1970, and Postgres could not store every date of that side.
+        let nanos = millis.checked_mul(1_000_000).filter(|nanos| *nanos >= 0)?;
+        OffsetDateTime::from_unix_timestamp_nanos(nanos).ok()
     }
 
     /// A header's text, if it is text.

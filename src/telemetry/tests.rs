@@ -161,7 +161,8 @@ fn settings_are_read_and_their_mistakes_named() {
         read(r#"{"level": "info", "format": "text", "requests": "all", "colour": true}"#).is_err()
     );
     let problems = Settings { level: "inof".to_owned(), ..settings() }.problems();
-    assert!(problems.len() == 1 && problems[0].starts_with("log.level: `inof`"), "{problems:?}");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].0 == "level" && problems[0].1.starts_with("`inof`"), "{problems:?}");
 }
 
 /// Event names in the sources of this crate.
