@@ -87,8 +87,8 @@ impl Cli {
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
-            // Ours need no more; RUST_MIN_STACK is for threads that read what strangers wrote.
-            .thread_stack_size(4 * 1024 * 1024)
+            // What strangers nested deep is taken down by recursion as well as built by it.
+            .thread_stack_size(crate::stack::NEEDED)
             .build();
         let runtime = match runtime {
             Ok(runtime) => runtime,

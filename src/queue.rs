@@ -6,6 +6,7 @@
 //!     hatch    a few deliveries between the subscription and the corridor  link       reaching it
 //!     settler  one owner of all that is said about deliveries              watermark  how much at once
 //!   quarantine what to do about a message that kills connections           topology   what must exist
+//!   watchdog   notices a subscription that brings nothing
 //! side         the second connection: monitor (depths), publisher, replies
 //! ```
 //!
@@ -30,6 +31,7 @@ mod side;
 mod supervisor;
 mod topology;
 mod trouble;
+mod watchdog;
 mod watermark;
 
 use std::{
@@ -44,7 +46,7 @@ use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{board::Board, hatch::Hatch, monitor::Depth, side::Side, supervisor::Leftovers};
 pub use self::{
@@ -95,11 +97,12 @@ impl Shared {
 pub struct Queue {
     shared: Shared,
     supervisor: JoinHandle<Leftovers>,
-    monitor: JoinHandle<()>,
     close: oneshot::Sender<Duration>,
     replies: Replies,
     reply_desk: replies::Desk,
     publisher: Publisher,
+    /// A queue that is dropped instead of closed ends, too.
+    _ending: DropGuard,
 }
 
 /// What was left when the room closed.
@@ -139,12 +142,21 @@ pub fn start(
     };
     let (close, closed) = oneshot::channel();
     let supervisor = tokio::spawn(supervisor::run(shared.clone(), closed));
-    let monitor =
-        tokio::spawn(monitor::run(side.clone(), shared.board.clone(), shared.depth.clone()));
+    let closing = shared.closing.clone();
+    let looking = monitor::run(side.clone(), shared.board.clone(), shared.depth.clone());
+    tokio::spawn(async move { closing.run_until_cancelled(looking).await });
     let publisher = Publisher::on(side);
     let (replies, reply_desk) = replies::start(settings, publisher.clone());
-    let inbox = Inbox { hatch: shared.hatch.clone(), stop: shared.stop.clone() };
-    Ok((Queue { shared, supervisor, monitor, close, replies, reply_desk, publisher }, inbox))
+    let inbox = Inbox {
+        hatch: shared.hatch.clone(),
+        stop: shared.stop.clone(),
+        closing: shared.closing.clone(),
+    };
+    let ending = shared.closing.clone().drop_guard();
+    Ok((
+        Queue { shared, supervisor, close, replies, reply_desk, publisher, _ending: ending },
+        inbox,
+    ))
 }
 
 impl Queue {
@@ -167,7 +179,6 @@ impl Queue {
     /// the connections. To be called once no task works on a delivery any more; whatever is not
     /// settled then goes back to the queue. Takes hardly longer than `within`.
     pub async fn close(self, within: Duration) -> Closed {
-        self.monitor.abort();
         self.shared.closing.cancel();
         // The supervisor may have ended with its connection; then there is nobody to tell.
         let _told = self.close.send(within).is_ok();

@@ -11,7 +11,7 @@ use std::{env, io, process::Command};
 const VARIABLE: &str = "RUST_MIN_STACK";
 
 /// Enough for 26,000 levels, the most that fit into a frame of 128 KiB.
-const NEEDED: usize = 64 * 1024 * 1024;
+pub(crate) const NEEDED: usize = 64 * 1024 * 1024;
 
 /// Whether threads get enough stack.
 pub fn is_large_enough() -> bool {

@@ -8,13 +8,17 @@
 //! | [`proxy`] | a TCP line that can be cut, blocked, slowed and silenced |
 //! | [`stub`] | a downstream service that behaves as badly as it is told to |
 //! | [`account`] | what was published against what is found: nothing lost, nothing twice |
+//! | [`demo`] | the worker at work, with trouble on the way |
 //! | [`place`], [`programs`], [`process`], [`hold`] | folders, installed programs, pids, and the end of orphans |
 //!
 //! Servers listen on 127.0.0.1 only, on free ports, with their data under `target/dev`, and are
 //! stopped by their own pids: two checkouts and a system-wide broker never meet. Linux only, for
 //! `/proc` is how a pid is known to be still the same process.
 
+#![allow(clippy::print_stdout, reason = "the demo speaks to the person who started it")]
+
 pub mod account;
+pub mod demo;
 pub mod hold;
 pub mod place;
 pub mod postgres;

@@ -120,6 +120,13 @@ impl Drop for Stub {
     }
 }
 
+/// An HTTP client for the stub and for probes: no proxy, and a deadline for everything.
+pub(crate) fn client() -> anyhow::Result<reqwest::Client> {
+    // A second call finds it installed.
+    let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
+    Ok(reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?)
+}
+
 /// What a stub in another process remembers: `GET /_calls`.
 ///
 /// # Errors
@@ -127,7 +134,7 @@ impl Drop for Stub {
 pub async fn calls_at(url: &str) -> anyhow::Result<HashMap<String, Calls>> {
     // Says "already installed" the second time, which is as good.
     let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
-    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
+    let client = client()?;
     let answer =
         client.get(format!("{url}/_calls")).send().await?.error_for_status()?.bytes().await?;
     Ok(serde_json::from_slice(&answer)?)
@@ -204,6 +211,10 @@ async fn answer(
         .map(|key| key.trim().trim_matches('"'));
     if key.is_some_and(|key| key.len() > memory::MAX_KEY) || service.len() > memory::MAX_KEY {
         return (StatusCode::BAD_REQUEST, "the key is too long").into_response();
+    }
+    if method == Method::HEAD {
+        // Somebody looks whether there is anybody; nothing is asked for.
+        return StatusCode::OK.into_response();
     }
     let treatment = inner.treatment(&service);
     let asked = memory::asked(method.as_str(), uri.path(), &body);

@@ -54,7 +54,7 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
             .collect();
     }
     let mut findings = Vec::new();
-    let mut dialer = match Dialer::new(settings, "longshore check") {
+    let dialer = match Dialer::new(settings, "longshore check") {
         Ok(dialer) => dialer,
         Err(trouble) => return vec![Finding::problem(trouble.text)],
     };

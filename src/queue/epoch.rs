@@ -1,4 +1,6 @@
-//! One connection from its opening to its end: subscribe, hand over, pause, resume.
+//! One connection from its opening to its end.
+
+mod pump;
 
 use std::{
     sync::Arc,
@@ -11,35 +13,24 @@ use lapin::{
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::{FieldTable, ShortString},
 };
-use tokio::{
-    task::{AbortHandle, JoinHandle},
-    time::{MissedTickBehavior, interval},
-};
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::{
-    Shared,
+    Shared, convert,
     delivery::Delivery,
     link::{Link, close_channel, short, within},
-    monitor::Depth,
-    quarantine::Quarantine,
     settler::{self, Desk},
     topology,
     trouble::{Cause, Trouble},
+    watchdog::Watchdog,
 };
-use crate::{pause::Pauses, telemetry::metrics};
 
 /// Alive and subscribed for this long, a connection has proved itself even in an empty queue.
 const PROOF: Duration = Duration::from_secs(5);
 /// What is given up is closed politely only for so long.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// How the hand-over ended.
-pub(super) enum End {
-    /// A stop was asked for; the connection is still good.
-    Stop,
-    /// The connection is of no more use.
-    Trouble(Trouble),
-}
+pub(super) use pump::End;
 
 /// One connection, its channel, and the desk of its deliveries.
 pub(super) struct Epoch {
@@ -54,7 +45,9 @@ pub(super) struct Epoch {
     /// How often there was a subscription; part of the consumer tag.
     subscriptions: u32,
     subscribed_at: Option<Instant>,
-    last_delivery: Option<Instant>,
+    /// Something was delivered.
+    proved: bool,
+    watchdog: Watchdog,
 }
 
 struct AbortOnDrop(AbortHandle);
@@ -90,119 +83,14 @@ impl Epoch {
             consumer: None,
             subscriptions: 0,
             subscribed_at: None,
-            last_delivery: None,
+            proved: false,
+            watchdog: Watchdog::default(),
         })
     }
 
     /// Whether this connection was worth having, so that the next failure is a new one.
     pub(super) fn has_proved_itself(&self) -> bool {
-        self.last_delivery.is_some() || self.subscribed_at.is_some_and(|at| at.elapsed() >= PROOF)
-    }
-
-    /// Subscribes and hands deliveries over until a stop is asked for or something breaks.
-    pub(super) async fn pump(&mut self, shared: &Shared, quarantine: &mut Quarantine) -> End {
-        match self.pumping(shared, quarantine).await {
-            Ok(()) => End::Stop,
-            Err(trouble) => End::Trouble(trouble),
-        }
-    }
-
-    async fn pumping(
-        &mut self,
-        shared: &Shared,
-        quarantine: &mut Quarantine,
-    ) -> Result<(), Trouble> {
-        let Shared { settings, pauses, stop, hatch, .. } = shared;
-        let mut depth = shared.depth.subscribe();
-        let mut look = interval(Duration::from_millis(500));
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let asked = stop.asked();
-        let paused = paused_for(pauses, settings.pause_hold);
-        let (mut asked, mut paused) = (std::pin::pin!(asked), std::pin::pin!(paused));
-
-        loop {
-            if self.consumer.is_none() {
-                // Nothing is subscribed while anything forbids it.
-                tokio::select! {
-                    biased;
-                    () = &mut asked => return Ok(()),
-                    trouble = failure(&mut self.events, &mut self.settler) => return Err(trouble),
-                    () = pauses.until_clear() => {}
-                }
-                let prefetch = if quarantine.is_on() { 1 } else { settings.prefetch };
-                self.subscribe(shared, prefetch).await?;
-                quarantine.subscribed(Instant::now());
-                paused.set(paused_for(pauses, settings.pause_hold));
-            }
-            let Some(consumer) = &mut self.consumer else { continue };
-            let next = async {
-                hatch.room().await;
-                consumer.next().await
-            };
-            let item = tokio::select! {
-                biased;
-                () = &mut asked => return Ok(()),
-                trouble = failure(&mut self.events, &mut self.settler) => return Err(trouble),
-                () = &mut paused => {
-                    self.unsubscribe(shared).await?;
-                    continue;
-                }
-                _ = look.tick(), if quarantine.is_on() => {
-                    if quarantine.look(Instant::now(), self.desk.outstanding()) {
-                        self.leave_quarantine(shared, "the queue is empty").await?;
-                    }
-                    continue;
-                }
-                Ok(()) = depth.changed() => {
-                    let depth = *depth.borrow_and_update();
-                    self.check_for_stall(shared, depth, quarantine)?;
-                    continue;
-                }
-                item = next => item,
-            };
-            let mut item = Some(item);
-            while let Some(delivered) = item.take() {
-                let Some(delivered) = delivered else {
-                    return Err(Trouble::new(
-                        Cause::Cancelled,
-                        format!(
-                            "the broker ended the subscription to {}: it was deleted, or moved to another node",
-                            settings.name
-                        ),
-                    ));
-                };
-                let delivered = match delivered {
-                    Ok(delivered) => delivered,
-                    Err(error) => return Err(self.cause_of_death(&error)),
-                };
-                let now = Instant::now();
-                self.last_delivery = Some(now);
-                metrics::delivered(delivered.redelivered);
-                hatch.put(Delivery::new(delivered, &self.desk));
-                if quarantine.good(now) {
-                    self.leave_quarantine(shared, "enough readable messages came").await?;
-                    break;
-                }
-                // What else has arrived goes along, without another round of waiting.
-                if hatch.has_room()
-                    && let Some(consumer) = &mut self.consumer
-                {
-                    item = consumer.next().now_or_never();
-                }
-            }
-            // lapin's stream is not part of tokio's cooperative budget.
-            tokio::task::consume_budget().await;
-        }
-    }
-
-    /// A stream's error is often only the consequence; the connection knows the reason.
-    fn cause_of_death(&mut self, error: &lapin::Error) -> Trouble {
-        while let Some(Some(event)) = self.events.next().now_or_never() {
-            if let Event::Error(error) = event {
-                return Trouble::of("consuming", &error);
-            }
-        }
-        Trouble::of("consuming", error)
+        self.proved || self.subscribed_at.is_some_and(|at| at.elapsed() >= PROOF)
     }
 
     async fn subscribe(&mut self, shared: &Shared, prefetch: u16) -> Result<(), Trouble> {
@@ -247,45 +135,6 @@ impl Epoch {
         Ok(())
     }
 
-    async fn leave_quarantine(
-        &mut self,
-        shared: &Shared,
-        why: &'static str,
-    ) -> Result<(), Trouble> {
-        shared.board.quarantine(false);
-        tracing::info!(event = "queue.quarantine_left", why, "fetching at full pace again");
-        self.unsubscribe(shared).await
-    }
-
-    fn check_for_stall(
-        &self,
-        shared: &Shared,
-        depth: Depth,
-        quarantine: &Quarantine,
-    ) -> Result<(), Trouble> {
-        let settings = &shared.settings;
-        let prefetch = if quarantine.is_on() { 1 } else { u64::from(settings.prefetch) };
-        let silent_since = self.last_delivery.max(self.subscribed_at);
-        let silent = silent_since.is_some_and(|since| since.elapsed() >= settings.stall_timeout);
-        // With the prefetch used up the broker is right to send nothing.
-        let stalled = depth.ready > 0
-            && silent
-            && !shared.pauses.is_paused()
-            && shared.hatch.is_hungry()
-            && self.desk.outstanding() < prefetch;
-        if stalled {
-            return Err(Trouble::new(
-                Cause::Stalled,
-                format!(
-                    "{} messages are ready in {} and none was delivered for {:?}; \
-                     connecting anew, look at the queue's state in the broker if this repeats",
-                    depth.ready, settings.name, settings.stall_timeout
-                ),
-            ));
-        }
-        Ok(())
-    }
-
     /// Completes when the connection breaks; for the time in which only settlements are sent.
     pub(super) async fn until_broken(&mut self) -> Trouble {
         failure(&mut self.events, &mut self.settler).await
@@ -294,7 +143,14 @@ impl Epoch {
     /// Drops everything; what is still out can no longer be settled.
     pub(super) async fn abandon(mut self) {
         self.desk.close();
-        self.consumer = None;
+        if let Some(mut consumer) = self.consumer.take() {
+            // What has arrived and was never looked at; dropping it takes care.
+            while let Some(Some(arrived)) = consumer.next().now_or_never() {
+                if let Ok(delivery) = arrived {
+                    convert::dispose(delivery.properties);
+                }
+            }
+        }
         if close_channel(&self.channel, FAREWELL).await {
             self.link.close(FAREWELL).await;
         } else {
@@ -341,38 +197,5 @@ async fn failure(
                 Ok(Ok(())) | Err(_) => Trouble::new(Cause::Lost, "settling has ended before the connection"),
             },
         }
-    }
-}
-
-/// Completes once there has been a pause for as long as `hold` without interruption.
-async fn paused_for(pauses: &Pauses, hold: Duration) {
-    let mut reasons = pauses.subscribe();
-    loop {
-        // The sender lives in `pauses`, so neither wait can fail.
-        let _paused = reasons.wait_for(|set| !set.is_empty()).await.is_ok();
-        let cleared =
-            tokio::time::timeout(hold, reasons.wait_for(|set| set.is_empty())).await.is_ok();
-        if !cleared {
-            return;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pause::Reason;
-
-    #[tokio::test(start_paused = true)]
-    async fn a_short_pause_keeps_the_subscription() {
-        let pauses = Pauses::default();
-        let hold = Duration::from_secs(2);
-        let mut long = std::pin::pin!(paused_for(&pauses, hold));
-        pauses.add(Reason::Postgres);
-        assert!(tokio::time::timeout(hold / 2, &mut long).await.is_err());
-        pauses.remove(&Reason::Postgres);
-        assert!(tokio::time::timeout(hold * 2, &mut long).await.is_err());
-        pauses.add(Reason::Postgres);
-        assert!(tokio::time::timeout(hold * 2, &mut long).await.is_ok());
     }
 }

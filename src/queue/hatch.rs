@@ -7,6 +7,7 @@ use std::{
 };
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use super::delivery::Delivery;
 use crate::stop::Stop;
@@ -116,11 +117,12 @@ impl Drop for Hungry<'_> {
     }
 }
 
-/// Where the corridor takes its deliveries.
+/// Where the corridor takes its deliveries. Dropping it ends the intake.
 #[derive(Debug)]
 pub struct Inbox {
     pub(super) hatch: Arc<Hatch>,
     pub(super) stop: Stop,
+    pub(super) closing: CancellationToken,
 }
 
 impl Inbox {
@@ -142,6 +144,8 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
+        // Nobody takes anything any more; a subscription would only move messages to and fro.
+        self.closing.cancel();
         self.hatch.close();
     }
 }
@@ -163,7 +167,8 @@ mod tests {
     #[tokio::test]
     async fn a_wait_that_is_given_up_takes_nothing() {
         let (hatch, desk) = (Arc::new(Hatch::default()), Desk::new(1, Arc::default()));
-        let mut inbox = Inbox { hatch: hatch.clone(), stop: Stop::new() };
+        let mut inbox =
+            Inbox { hatch: hatch.clone(), stop: Stop::new(), closing: CancellationToken::new() };
         {
             let mut next = Box::pin(inbox.next());
             assert!(next.as_mut().now_or_never().is_none());
@@ -177,7 +182,8 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_took_is_given_back_when_the_hatch_closes() {
         let (hatch, desk) = (Arc::new(Hatch::default()), Desk::new(1, Arc::default()));
-        let mut inbox = Inbox { hatch: hatch.clone(), stop: Stop::new() };
+        let mut inbox =
+            Inbox { hatch: hatch.clone(), stop: Stop::new(), closing: CancellationToken::new() };
         (1..=ROOM as u64).for_each(|tag| hatch.put(delivery(tag, &desk)));
         assert!(hatch.room().now_or_never().is_none(), "it is full");
         let held = inbox.next().await.unwrap();

@@ -1,17 +1,23 @@
 //! One connection to the broker. Everything here has a deadline, for lapin has none: not for
 //! reaching a broker, not for the handshake, not for closing.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    net::{Shutdown, SocketAddr},
+    os::fd::AsFd,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use lapin::{
     Channel, Connection, ConnectionProperties, runtime,
-    tcp::OwnedTLSConfig,
+    tcp::{AsyncTcpStream, OwnedTLSConfig},
     types::{LongString, ShortString},
 };
 use secrecy::ExposeSecret;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
     time::timeout,
 };
 
@@ -21,17 +27,58 @@ use super::{
     trouble::{Cause, Trouble},
 };
 
-/// An open connection and where it leads.
+/// An open connection and where it leads. Dropped, it is cut off.
 pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
+    _cutter: Cutter,
 }
 
-/// Opens connections: knows the nodes, and which of them did not answer the last time.
+/// A second handle to the socket below lapin's connection. lapin waits without limit for a peer
+/// that does not answer, a thread and a socket each time; cutting the socket ends both.
+#[derive(Clone, Default)]
+struct Lifeline(Arc<Mutex<Line>>);
+
+#[derive(Default)]
+struct Line {
+    socket: Option<std::net::TcpStream>,
+    cut: bool,
+}
+
+impl Lifeline {
+    /// Takes a second handle; refuses where the line was cut before there was a socket.
+    fn hold(&self, socket: &impl AsFd) -> std::io::Result<()> {
+        let socket = socket.as_fd().try_clone_to_owned()?;
+        let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if line.cut {
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
+        line.socket = Some(socket.into());
+        Ok(())
+    }
+
+    fn cut(&self) {
+        let mut line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        line.cut = true;
+        if let Some(socket) = line.socket.take() {
+            // Fails where the peer was quicker, which is as good.
+            let _cut = socket.shutdown(Shutdown::Both).is_ok();
+        }
+    }
+}
+
+/// Cuts the line when dropped.
+struct Cutter(Lifeline);
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        self.0.cut();
+    }
+}
+
+/// Opens connections: knows the nodes, and which is to be tried first.
 pub(super) struct Dialer {
     endpoints: Vec<Endpoint>,
-    /// Per endpoint: the last handshake got no answer.
-    silent: Vec<bool>,
     /// Which endpoint is tried first.
     first: usize,
     /// What the connection is called in the broker's listings.
@@ -43,7 +90,7 @@ impl Dialer {
         let endpoints =
             endpoint::parse(settings.url.expose_secret(), settings.password.as_ref())
                 .map_err(|fault| Trouble::new(Cause::Unreachable, format!("queue.url: {fault}")))?;
-        Ok(Self { silent: vec![false; endpoints.len()], endpoints, first: 0, name: name.into() })
+        Ok(Self { endpoints, first: 0, name: name.into() })
     }
 
     /// Connects to the first node that lets us, starting after the one that was used last.
@@ -51,7 +98,7 @@ impl Dialer {
         let mut troubles: Vec<Trouble> = Vec::new();
         for turn in 0..self.endpoints.len() {
             let n = (self.first + turn) % self.endpoints.len();
-            match self.reach(n, settings).await {
+            match self.dial_one(n, settings).await {
                 Ok(link) => {
                     self.first = (n + 1) % self.endpoints.len();
                     return Ok(link);
@@ -64,56 +111,21 @@ impl Dialer {
         Err(Trouble::new(cause, texts.join("; ")))
     }
 
-    async fn reach(&mut self, n: usize, settings: &Settings) -> Result<Link, Trouble> {
+    /// Connects to one node.
+    pub(super) async fn dial_one(&self, n: usize, settings: &Settings) -> Result<Link, Trouble> {
         let endpoint = self.endpoints[n].clone();
         let doing = format!("connecting to {endpoint}");
-        // A peer that accepts and then says nothing keeps lapin's thread for ever; one such
-        // thread is enough, so from then on we knock by ourselves first.
-        if self.silent[n] {
-            let answers = timeout(settings.connect_timeout, knock(&endpoint)).await;
-            if !matches!(answers, Ok(Ok(_))) {
-                return Err(Trouble::new(
-                    Cause::Unreachable,
-                    format!("{doing}: no answer, check that a broker is behind this address"),
-                ));
-            }
-        }
         let tls = OwnedTLSConfig { identity: None, cert_chain: certificates(settings)? };
-        let heartbeat = u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX);
-        let properties = ConnectionProperties::default()
-            .with_connection_name(LongString::from(self.name.as_str()))
-            .with_client_property(ShortString::from("product"), LongString::from("longshore"))
-            .with_client_property(
-                ShortString::from("version"),
-                LongString::from(env!("CARGO_PKG_VERSION")),
-            );
-        let runtime = runtime::default_runtime().map_err(|error| Trouble::of(&doing, &error))?;
-        let dial =
-            Connection::connect_uri_with_config(endpoint.uri(heartbeat), properties, tls, runtime);
-        let dialled = timeout(settings.connect_timeout, dial).await;
-        self.silent[n] = dialled.is_err();
-        match dialled {
-            Ok(Ok(connection)) => Ok(Link { connection, endpoint }),
-            Ok(Err(error)) => Err(match Trouble::of(&doing, &error) {
-                Trouble { cause: Cause::Refused, text } => Trouble::new(
-                    Cause::Refused,
-                    format!(
-                        "{text}; check the user `{}`, its password, and its permissions on the vhost `{}`",
-                        endpoint.user, endpoint.vhost
-                    ),
-                ),
-                Trouble { text, .. } => Trouble::new(
-                    Cause::Unreachable,
-                    format!(
-                        "{text}; check that the broker runs there and speaks {}",
-                        endpoint.uri(0).scheme
-                    ),
-                ),
-            }),
+        let lifeline = Lifeline::default();
+        let cutter = Cutter(lifeline.clone());
+        let shake_hands = handshake(&endpoint, &self.name, settings, tls, lifeline);
+        match timeout(settings.connect_timeout, shake_hands).await {
+            Ok(Ok(connection)) => Ok(Link { connection, endpoint, _cutter: cutter }),
+            Ok(Err(error)) => Err(unreached(&doing, &error, &endpoint)),
             Err(_late) => Err(Trouble::new(
                 Cause::Unreachable,
                 format!(
-                    "{doing}: no answer within {:?}, check the address",
+                    "{doing}: no answer within {:?}, check that a broker is behind this address",
                     settings.connect_timeout
                 ),
             )),
@@ -124,15 +136,40 @@ impl Dialer {
     pub(super) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
+}
 
-    /// Connects to one node, for `check`.
-    pub(super) async fn dial_one(
-        &mut self,
-        n: usize,
-        settings: &Settings,
-    ) -> Result<Link, Trouble> {
-        self.reach(n, settings).await
-    }
+async fn handshake(
+    endpoint: &Endpoint,
+    name: &str,
+    settings: &Settings,
+    tls: OwnedTLSConfig,
+    lifeline: Lifeline,
+) -> lapin::Result<Connection> {
+    let addresses: Vec<SocketAddr> =
+        lookup_host((endpoint.host.as_str(), endpoint.port)).await?.collect();
+    let properties = ConnectionProperties::default()
+        .with_connection_name(LongString::from(name))
+        .with_client_property(ShortString::from("product"), LongString::from("longshore"))
+        .with_client_property(
+            ShortString::from("version"),
+            LongString::from(env!("CARGO_PKG_VERSION")),
+        );
+    let heartbeat = u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX);
+    let (secure, host, within) = (endpoint.tls, endpoint.host.clone(), settings.connect_timeout);
+    let runtime = runtime::default_runtime()?;
+    let own = runtime.clone();
+    let connect = async move |_uri, _runtime| {
+        // Polled by a thread of lapin's, which the deadline of our caller does not reach.
+        let reached = timeout(within, async {
+            let stream = AsyncTcpStream::connect(&own, addresses.clone()).await?;
+            if let AsyncTcpStream::Plain(plain) = &stream {
+                lifeline.hold(plain.get_ref())?;
+            }
+            if secure { stream.into_tls(&host, tls.as_ref()).await } else { Ok(stream) }
+        });
+        Ok(reached.await.map_err(std::io::Error::from)??)
+    };
+    Connection::connector(endpoint.uri(heartbeat), runtime, connect, properties).await
 }
 
 impl Link {
@@ -147,6 +184,30 @@ impl Link {
         let bye = self.connection.close(200, ShortString::from("bye"));
         matches!(timeout(at_most, bye).await, Ok(Ok(())))
     }
+}
+
+/// Why a node was not reached, and what to look at.
+fn unreached(doing: &str, error: &lapin::Error, endpoint: &Endpoint) -> Trouble {
+    let Endpoint { user, vhost, tls, .. } = endpoint;
+    let scheme = if *tls { "amqps" } else { "amqp" };
+    if matches!(error.kind(), lapin::ErrorKind::ParsingError(_)) {
+        return Trouble::new(
+            Cause::Unreachable,
+            format!(
+                "{doing}: what answers there does not speak {scheme}, check the address and whether it wants TLS"
+            ),
+        );
+    }
+    let Trouble { cause, text } = Trouble::of(doing, error);
+    let remedy = if cause == Cause::Refused {
+        format!("check the user `{user}`, its password, and its permissions on the vhost `{vhost}`")
+    } else if text.contains("peer certificate") {
+        "check the host's name, and set queue.ca_file if the certificate is from an authority of your own".to_owned()
+    } else {
+        format!("check that the broker runs there and speaks {scheme}")
+    };
+    let cause = if cause == Cause::Refused { cause } else { Cause::Unreachable };
+    Trouble::new(cause, format!("{text}; {remedy}"))
 }
 
 /// Closes a channel; true when the broker agreed in time.

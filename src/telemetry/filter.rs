@@ -13,10 +13,9 @@ use super::{RequestLines, line};
 ///
 /// The longest matching prefix comes first.
 const CEILINGS: &[(&str, LevelFilter)] = &[
-    // At WARN it prints a returned message with its whole body.
-    ("lapin::returned_messages", LevelFilter::ERROR),
-    // At DEBUG and TRACE it prints frames.
-    ("lapin", LevelFilter::WARN),
+    // It prints frames, returned messages with their bodies, and an ERROR for each lost connection,
+    // which the queue room tells in words of its own.
+    ("lapin", LevelFilter::OFF),
     // At DEBUG it prints each statement with its parameters: payloads.
     ("tokio_postgres", LevelFilter::INFO),
     // At DEBUG these print addresses and headers.
@@ -93,7 +92,8 @@ mod tests {
             tracing::info!(target: "tokio_postgres::connection", "kept notice");
             tracing::warn!(target: "lapin::returned_messages", "leaked body");
             tracing::info!(target: "lapin::channel", "leaked frame");
-            tracing::warn!(target: "lapin::channel", "kept warning");
+            tracing::error!(target: "lapin::channel", "leaked channel");
+            tracing::warn!(target: "lapinette", "kept warning");
             tracing::debug!(target: "hyper_util::client", "leaked header");
             tracing::trace!(target: "hyperspace", "kept, for it is another crate");
             tracing::debug!(target: "longshore::queue", "kept of ours");

@@ -1,0 +1,41 @@
+# Each command works from a clean clone. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup up down demo test check bench
+
+TOOLS := $(CURDIR)/target/tools
+DENY  := $(TOOLS)/bin/cargo-deny
+DEV   := cargo run --quiet --locked -p longshore-dev --
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Install what is missing: RabbitMQ, Postgres (as root; otherwise say what to install)
+	@dev/setup.sh
+
+up: setup ## Start this checkout's own RabbitMQ and Postgres, and print where they are
+	@$(DEV) up
+
+down: ## Stop them, and what a demo has left running; their data is kept
+	@$(DEV) down
+
+demo: setup ## Show the worker at work, and account for every request (KEEP=1 leaves it running)
+	cargo build --locked --workspace --bins
+	@$(DEV) demo $(if $(KEEP),--keep)
+
+test: setup ## Run all tests against a real RabbitMQ and Postgres (they stay up for the next run)
+	cargo test --locked --workspace --no-fail-fast
+
+check: $(DENY) ## Formatting, lints, documentation, dependencies: all without a warning
+	cargo fmt --all -- --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+	$(DENY) --locked check bans licenses sources
+
+bench: setup ## Measure requests a second on this machine
+	@cargo run --quiet --release --locked -p longshore-dev -- bench
+
+# Takes some minutes, once a checkout.
+$(DENY):
+	cargo install --locked --root $(TOOLS) cargo-deny

@@ -1,0 +1,232 @@
+//! `make demo`: the worker at work, with trouble on the way, and an account of every request.
+//!
+//! Real requests of all four kinds of the example service, duplicates and bad ones among them, go
+//! through a real broker to a real worker, while its mailer fails for a while and it is itself
+//! stopped, started, killed and started again. At the end everything published is looked for.
+
+mod plan;
+mod producer;
+mod progress;
+mod worker;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use self::{plan::Plan, producer::Producer, progress::Progress, worker::Worker};
+use crate::{
+    account::{self, Account, Report, Sources},
+    place, postgres,
+    process::Process,
+    server,
+    services::Services,
+    stub,
+};
+
+/// How many requests are published, repetitions not counted.
+const REQUESTS: usize = 6_000;
+/// How many a second, so that there is time to watch.
+const RATE: u32 = 500;
+/// How long after the last was published everything must have come to its end.
+const SETTLE: Duration = Duration::from_secs(120);
+/// How long the mailer fails.
+const FAILS: Duration = Duration::from_secs(5);
+/// How long the services behind it take: long enough for work to be under way at any moment.
+const LATENCY_MS: u64 = 150;
+/// The database of the demo, on this checkout's own server.
+const DATABASE: &str = "longshore_demo";
+/// The names of the contract; the broker is ours alone.
+const QUEUE: &str = "longshore.requests";
+const DEAD: &str = "longshore.dead";
+const EXCHANGE: &str = "longshore";
+const ANSWERS: &str = "demo.answers";
+
+/// What a demo leaves running when it is told to keep it.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Kept {
+    processes: Vec<Process>,
+}
+
+/// Runs the demo; the account says whether it passed.
+///
+/// # Errors
+/// When something could not even be started, or did not end in time.
+pub async fn run(keep: bool) -> anyhow::Result<Report> {
+    stop_kept().await;
+    println!("starting RabbitMQ and Postgres of this checkout …");
+    let services = Services::shared().await?;
+    let stub_url = start_stub().await?;
+    let pg_url = database(&services).await?;
+    let amqp_url = services.rabbit.url();
+    let producer = Producer::connect(&amqp_url).await?;
+    producer.clean(&[QUEUE, DEAD, ANSWERS], &[EXCHANGE, DEAD]).await?;
+
+    let settings = worker::Settings {
+        config: place::checkout().join("config/user-service/longshore.toml"),
+        amqp_url: amqp_url.clone(),
+        pg_url: pg_url.clone(),
+        stub_url: stub_url.clone(),
+        log: place::root().join("demo-worker.log"),
+    };
+    settings.command(&["migrate"]).await?;
+    let client = postgres::connect(&pg_url).await?;
+    let sql = tokio::fs::read_to_string(place::checkout().join("config/user-service/service.sql"))
+        .await?;
+    client.batch_execute(&sql).await.context("the example service cannot be installed")?;
+    let mut worker = Worker::start(&settings).await?;
+    println!("the worker (pid {}) consumes; its log is {}", worker.pid(), settings.log.display());
+    settings.command(&["check"]).await?;
+
+    let account = Arc::new(Mutex::new(Account::new()));
+    producer.listen(ANSWERS, account.clone()).await?;
+    let published = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let publishing = tokio::spawn(producer.clone().publish(
+        Plan::new(REQUESTS),
+        RATE,
+        account.clone(),
+        published.clone(),
+    ));
+    let mut progress = Progress::new(client, published.clone(), account.clone(), REQUESTS);
+
+    progress.until(|published| published > REQUESTS / 5).await?;
+    progress.say("the mailer answers 503 from now on");
+    control(&stub_url, "mailer", &json!({"behaviour": "status", "code": 503})).await?;
+    let mended = Instant::now() + FAILS;
+    progress.until(|_| Instant::now() > mended).await?;
+    progress.say("the mailer is well again");
+    control(&stub_url, "mailer", &json!({"behaviour": "ok", "latency_ms": LATENCY_MS})).await?;
+
+    progress.until(|published| published > REQUESTS / 2).await?;
+    progress.say("SIGTERM to the worker, under load");
+    let drained = worker.drain().await?;
+    progress.say(&format!("drained: {drained}"));
+    worker = Worker::start(&settings).await?;
+    progress.say(&format!("a new worker (pid {}) consumes", worker.pid()));
+
+    progress.until(|published| published > REQUESTS * 7 / 10).await?;
+    progress.say("SIGKILL to the worker, under load");
+    worker.kill().await?;
+    worker = Worker::start(&settings).await?;
+    progress.say(&format!("a new worker (pid {}) consumes", worker.pid()));
+
+    progress.until(|published| published >= REQUESTS).await?;
+    publishing.await.context("the producer panicked")??;
+    progress.say("everything is published; waiting for the last to come to its end");
+    let give_up = Instant::now() + SETTLE;
+    while progress.open().await? > 0 {
+        if Instant::now() > give_up {
+            bail!(
+                "requests were still open {SETTLE:?} after the last was published, see {}",
+                settings.log.display()
+            );
+        }
+        progress.show().await?;
+        sleep(Duration::from_millis(250)).await;
+    }
+    account::until_empty(&amqp_url, QUEUE, SETTLE).await?;
+    // A count of the broker may be early: what it still held is then in the ledger by now.
+    while progress.open().await? > 0 && Instant::now() < give_up {
+        sleep(Duration::from_millis(250)).await;
+    }
+    progress.end().await?;
+
+    let sources = Sources {
+        pg_url: pg_url.clone(),
+        amqp_url: amqp_url.clone(),
+        queue: QUEUE.to_owned(),
+        dead_queue: DEAD.to_owned(),
+        stub_url: Some(stub_url.clone()),
+    };
+    let observed = account::observe(&sources).await?;
+    let report = account.lock().unwrap_or_else(PoisonError::into_inner).check(&observed);
+    println!("\nThe account\n{report}");
+    if keep {
+        println!("still running, `make down` stops it:");
+        println!(
+            "  worker    pid {}, http://{}/health/ready and /metrics",
+            worker.pid(),
+            worker.admin()
+        );
+        println!("  RabbitMQ  {amqp_url}");
+        println!("  Postgres  {pg_url}");
+        println!("  stub      {stub_url}/_calls");
+        worker.leave()?;
+    } else {
+        let drained = worker.drain().await?;
+        println!("the worker has drained: {drained}");
+        stop_kept().await;
+        Services::down().await?;
+    }
+    Ok(report)
+}
+
+/// Ends what an earlier demo left running.
+pub async fn stop_kept() -> bool {
+    let Some(kept) = server::read_json::<Kept>(&kept_file()) else { return false };
+    for process in &kept.processes {
+        if !process.ask(rustix::process::Signal::TERM, Duration::from_secs(30)).await {
+            process.kill().await;
+        }
+    }
+    std::fs::remove_file(kept_file()).is_ok() && !kept.processes.is_empty()
+}
+
+fn kept_file() -> PathBuf {
+    place::root().join("demo.json")
+}
+
+fn keep_process(process: Process) -> anyhow::Result<()> {
+    let mut kept =
+        server::read_json::<Kept>(&kept_file()).unwrap_or(Kept { processes: Vec::new() });
+    kept.processes.push(process);
+    server::write_json(&kept_file(), &kept)
+}
+
+/// The stub is a process of its own, so that it can stay when the demo has ended.
+async fn start_stub() -> anyhow::Result<String> {
+    let port = place::free_port()?;
+    let bind = format!("127.0.0.1:{port}");
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
+    command.args(["stub", "--bind", &bind]);
+    let log = place::root().join("demo-stub.log");
+    let process = server::spawn(command, &log, server::Life::Shared)?;
+    keep_process(process)?;
+    let url = format!("http://{bind}");
+    server::until_ready("the stub", process, &[&log], || async {
+        stub::calls_at(&url).await.map(drop)
+    })
+    .await?;
+    for service in ["mailer", "geocoder"] {
+        control(&url, service, &json!({"behaviour": "ok", "latency_ms": LATENCY_MS})).await?;
+    }
+    Ok(url)
+}
+
+async fn control(
+    stub_url: &str,
+    service: &str,
+    behaviour: &serde_json::Value,
+) -> anyhow::Result<()> {
+    let url = format!("{stub_url}/_control/{service}");
+    let sent = stub::client()?
+        .put(url)
+        .header("content-type", "application/json")
+        .body(behaviour.to_string())
+        .send()
+        .await?;
+    if !sent.status().is_success() {
+        bail!("the stub did not take the behaviour: {}", sent.text().await?);
+    }
+    Ok(())
+}
+
+async fn database(services: &Services) -> anyhow::Result<String> {
+    services.postgres.drop_database(DATABASE).await?;
+    services.postgres.create_database(DATABASE, None).await
+}
