@@ -73,6 +73,15 @@ fn between(config: &Config, say: &mut impl FnMut(&str, String)) {
             ),
         );
     }
+    if ledger.lease_margin < ledger.statement_timeout {
+        say(
+            "ledger.lease_margin",
+            format!(
+                "is shorter than ledger.statement_timeout = {:?}, so that others could take over what is only being written; raise it",
+                ledger.statement_timeout
+            ),
+        );
+    }
     for (name, kind) in &config.kinds {
         if kind.timeout > worker.grace {
             say(
