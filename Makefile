@@ -24,7 +24,8 @@ demo: setup ## Show the worker at work, and account for every request (KEEP=1 le
 	cargo build --locked --workspace --bins
 	@$(DEV) demo $(if $(KEEP),--keep)
 
-test: setup ## Run all tests against a real RabbitMQ and Postgres (they stay up for the next run)
+test: ## Run all tests against a real RabbitMQ and Postgres (they stay up for the next run)
+	@dev/setup.sh clients
 	cargo test --locked --workspace --no-fail-fast
 
 check: $(DENY) ## Formatting, lints, documentation, dependencies: all without a warning

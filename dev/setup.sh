@@ -68,7 +68,7 @@ need() {
 if where=$(find_program cargo); then
   found cargo "$where"
 else
-  lacking cargo 'install Rust 1.90 or later from https://rustup.rs'
+  lacking cargo 'install Rust 1.90 or later, for example with rustup'
 fi
 need cc find_program cc -- build-essential
 need rabbitmq-server find_rabbitmq -- rabbitmq-server
