@@ -5,7 +5,8 @@ SHELL := /bin/bash
 .PHONY: help setup up down demo test check bench
 
 TOOLS := $(CURDIR)/target/tools
-DENY  := $(TOOLS)/bin/cargo-deny
+# The one that is installed, or one of our own.
+DENY  := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
 DEV   := cargo run --quiet --locked -p longshore-dev --
 
 help: ## List the commands
@@ -38,5 +39,5 @@ bench: setup ## Measure requests a second on this machine
 	@cargo run --quiet --release --locked -p longshore-dev -- bench
 
 # Takes some minutes, once a checkout.
-$(DENY):
+$(TOOLS)/bin/cargo-deny:
 	cargo install --locked --root $(TOOLS) cargo-deny

@@ -75,17 +75,16 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Exit {
     let known = (!known.is_empty() && !arguments.any_kind).then_some(known);
     let limit = config.worker.max_message_bytes;
     let reply_to = arguments.reply_to.clone();
-    let bodies: Box<dyn Iterator<Item = (usize, Result<Vec<u8>, String>)> + Send> =
-        match &arguments.file {
-            None => Box::new(std::iter::once((1, single(&arguments)))),
-            Some(path) => match lines(path, limit) {
-                Ok(lines) => Box::new(lines),
-                Err(error) => {
-                    eprintln!("longshore: {} cannot be read: {error}", path.display());
-                    return Exit::Failed;
-                }
-            },
-        };
+    let bodies: Box<dyn Iterator<Item = Line> + Send> = match &arguments.file {
+        None => Box::new(std::iter::once((1, single(&arguments)))),
+        Some(path) => match lines(path, limit) {
+            Ok(lines) => Box::new(lines),
+            Err(error) => {
+                eprintln!("longshore: {} cannot be read: {error}", path.display());
+                return Exit::Failed;
+            }
+        },
+    };
     let publisher = match Publisher::connect(&config.queue).await {
         Ok(publisher) => publisher,
         Err(trouble) => {

@@ -13,6 +13,10 @@ use crate::{
 };
 
 /// What an attempt begins with.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each attempt, and it is moved once"
+)]
 pub(crate) enum Started {
     /// A message from the queue.
     Delivered { message: Message, redelivered: bool },

@@ -87,9 +87,8 @@ pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
         return true;
     }
     match error.code() {
-        None => {
-            std::error::Error::source(error).is_some_and(|source| source.is::<std::io::Error>())
-        }
+        None => std::error::Error::source(error)
+            .is_some_and(<dyn std::error::Error>::is::<std::io::Error>),
         Some(state) => {
             let code = state.code();
             code.starts_with("08")

@@ -155,7 +155,7 @@ async fn commit<B: Batch>(batch: &B, items: Vec<Item<B>>) {
             Err(error) if part.len() == 1 => answer(range.start, Err(error.into())),
             // Halving would run into the same timeout once for every level.
             Err(BatchError::TimedOut(_)) => {
-                ranges.extend(range.rev().map(|index| (index..index + 1, 0)))
+                ranges.extend(range.rev().map(|index| (index..index + 1, 0)));
             }
             Err(_) => {
                 let middle = range.start + part.len() / 2;

@@ -41,7 +41,10 @@ async fn a_question_is_answered_to_reply_to_with_its_correlation_id() {
         .with(|p| p.with_reply_to(answers.as_str().into()).with_correlation_id("c-1".into()));
     place.broker.publish(publish).await;
     let answer = place.broker.take(&answers).await;
-    assert_eq!(answer.properties.correlation_id().as_ref().map(|id| id.as_str()), Some("c-1"));
+    assert_eq!(
+        answer.properties.correlation_id().as_ref().map(lapin::types::ShortString::as_str),
+        Some("c-1")
+    );
     let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!((&body["request_id"], &body["outcome"]), (&json!("g-1"), &json!("done")));
     assert_eq!(body["result"]["profile"]["name"], "Grace");

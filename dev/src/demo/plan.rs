@@ -86,5 +86,5 @@ fn bad(id: String, turn: usize) -> Item {
         _ => vec![b' '; 1_048_577],
     };
     // Half of what cannot be read does not even say who it is.
-    Item { id, kind: "bad", body, asks: false, names_itself: turn % 10 != 0, again: 0 }
+    Item { id, kind: "bad", body, asks: false, names_itself: !turn.is_multiple_of(10), again: 0 }
 }
