@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{convert, settler::Desk};
 use crate::{outcome::Settlement, request::Message};
@@ -12,6 +12,7 @@ use crate::{outcome::Settlement, request::Message};
 pub struct Delivery {
     message: Message,
     redelivered: bool,
+    delivery_count: Option<u64>,
     ticket: Ticket,
 }
 
@@ -20,7 +21,10 @@ impl Delivery {
     pub(super) fn new(delivery: lapin::message::Delivery, desk: &Arc<Desk>) -> Self {
         desk.register(delivery.delivery_tag);
         let ticket = Ticket { tag: delivery.delivery_tag, desk: desk.clone(), told: false };
-        Self { redelivered: delivery.redelivered, message: convert::message(delivery), ticket }
+        let redelivered = delivery.redelivered;
+        let mut message = convert::message(delivery);
+        let delivery_count = take_count(&mut message.properties.headers);
+        Self { redelivered, delivery_count, message, ticket }
     }
 
     /// What was delivered.
@@ -42,11 +46,15 @@ impl Delivery {
     /// between versions: `x-acquired-count` since RabbitMQ 4.3, `x-delivery-count` before; a
     /// classic queue has neither.
     pub fn delivery_count(&self) -> Option<u64> {
-        let headers = &self.message.properties.headers;
-        ["x-acquired-count", "x-delivery-count"]
-            .iter()
-            .find_map(|name| headers.get(*name).and_then(Value::as_u64))
+        self.delivery_count
     }
+}
+
+/// Takes the broker's own counts off the headers: what is left is the message as its producer sent
+/// it, the same at each delivery.
+fn take_count(headers: &mut Map<String, Value>) -> Option<u64> {
+    let counts = ["x-acquired-count", "x-delivery-count"].map(|name| headers.remove(name));
+    counts.into_iter().flatten().find_map(|count| count.as_u64())
 }
 
 /// The right, and the duty, to say once what became of a delivery. Dropped unsettled, for
