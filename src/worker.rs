@@ -90,7 +90,6 @@ impl Worker {
                 delivery = inbox.next() => {
                     let Some(delivery) = delivery else { break };
                     let redelivered = delivery.redelivered();
-                    metrics::delivered(redelivered);
                     let (message, ticket) = delivery.into_parts();
                     self.begin(Started::Delivered { message, redelivered }, Some(ticket), slot);
                 }
