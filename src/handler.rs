@@ -287,6 +287,7 @@ impl Handler {
         let mut finish = attempt.finish(request, verdict, charged);
         finish.response = response;
         finish.steps = steps;
+        let mut away = 0;
         loop {
             if let Some(ends) = ends {
                 // What a call has already answered deserves a fair try at being applied.
@@ -295,6 +296,10 @@ impl Handler {
             match self.ledger.finish(finish.clone()).await {
                 Err(LedgerError::Away(_)) if matches!(finish.hold, Hold::Claimed(_)) => {
                     self.pauses.until_without(&Reason::Postgres).await;
+                    // Back at once and away again: it may be this request that ends its connection
+                    // each time. Until its lease runs out the others get their turn between.
+                    tokio::time::sleep(self.ledger.probe_interval() * away).await;
+                    away = (away + 1).min(MOST_AWAY);
                 }
                 finished => {
                     attempt.finish = Some(started.elapsed());
@@ -416,15 +421,14 @@ impl Handler {
     }
 }
 
-/// What follows from a ledger that did not write what needs no step. Where it refuses the row
-/// itself, giving the message back would only bring it again.
+/// What follows from a ledger that did not write what needs no step. What may pass, such as a lock
+/// on its table, comes again; where it refuses the row itself, giving the message back would only
+/// bring it again.
 fn unwritten(error: LedgerError) -> Outcome {
     match error {
-        LedgerError::Away(_) => Outcome::GivenBack { why: GiveBack::Postgres },
-        LedgerError::Step(StepError::Refused(failure) | StepError::Transient { failure, .. }) => {
-            Outcome::Rejected { failure }
-        }
-        LedgerError::Step(StepError::NotAdmitted { .. }) => {
+        LedgerError::Step(StepError::Refused(failure)) => Outcome::Rejected { failure },
+        LedgerError::Away(_)
+        | LedgerError::Step(StepError::Transient { .. } | StepError::NotAdmitted { .. }) => {
             Outcome::GivenBack { why: GiveBack::Postgres }
         }
     }
@@ -432,6 +436,9 @@ fn unwritten(error: LedgerError) -> Outcome {
 
 /// The least time that an apply step is given, however little its call has left.
 const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
+
+/// How many probe intervals a request that Postgres goes away with is held back at most.
+const MOST_AWAY: u32 = 10;
 
 /// How long this attempt may take: the kind's timeout, or less where the deadline is nearer.
 fn budget(kind: &Kind, request: &Request, now: OffsetDateTime) -> Duration {

@@ -146,6 +146,11 @@ impl Ledger {
         self.settings.due_poll
     }
 
+    /// How often Postgres is tried while it is away.
+    pub fn probe_interval(&self) -> Duration {
+        self.settings.probe_interval
+    }
+
     /// How much longer than its timeout a request is claimed for.
     pub fn lease_margin(&self) -> Duration {
         self.settings.lease_margin

@@ -1,7 +1,7 @@
 //! What a database error means: try again, give up, or Postgres is away.
 
 use deadpool_postgres::{PoolError, TimeoutType};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 
 use crate::{
     outcome::{ErrorCode, Failure, StepError},
@@ -81,27 +81,19 @@ pub fn step_error(error: &tokio_postgres::Error) -> StepError {
     }
 }
 
-/// Whether the error says that this Postgres cannot be worked with now, whoever asks.
+/// Whether the error says that this Postgres cannot be worked with now, whoever asks. A function
+/// may raise any code of its own, e.g. 08001 for a far side that is away: that concerns its request.
+/// When the server ends a session, or lets nobody in, it says FATAL.
 pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
     if error.is_closed() {
         return true;
     }
-    match error.code() {
+    match error.as_db_error() {
         None => std::error::Error::source(error)
             .is_some_and(<dyn std::error::Error>::is::<std::io::Error>),
-        Some(state) => {
-            let code = state.code();
-            code.starts_with("08")
-                || code.starts_with("28")
-                || code.starts_with("53")
-                || [
-                    SqlState::ADMIN_SHUTDOWN,
-                    SqlState::CRASH_SHUTDOWN,
-                    SqlState::CANNOT_CONNECT_NOW,
-                    SqlState::READ_ONLY_SQL_TRANSACTION,
-                    SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
-                ]
-                .contains(state)
+        Some(db) => {
+            matches!(db.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
+                || [SqlState::DISK_FULL, SqlState::READ_ONLY_SQL_TRANSACTION].contains(db.code())
         }
     }
 }

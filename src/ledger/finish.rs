@@ -103,11 +103,22 @@ pub(super) struct FinishBatch {
     pool: Pool,
     worker: String,
     statement_timeout: Duration,
-    insert: String,
+    /// With the functions of all kinds, for batches of several.
+    all: Texts,
+    /// With the function of one kind: Postgres refuses a statement for any function in it that is
+    /// not there or not to be called, and that must not be the fault of other kinds.
+    only: BTreeMap<String, Texts>,
+    /// Without functions, for what is not applied.
+    none: Texts,
     lock: String,
-    update: String,
     look: String,
     result: String,
+}
+
+/// The statements that apply functions.
+struct Texts {
+    insert: String,
+    update: String,
 }
 
 /// How much longer than its statements a visit may take before the connection is given up.
@@ -121,22 +132,41 @@ impl FinishBatch {
         statement_timeout: Duration,
         functions: &BTreeMap<String, sql::Function>,
     ) -> Self {
-        let apply = sql::apply_expression(functions);
-        let statement = |text: &str| {
-            sql::in_schema(
-                &text.replace("{apply}", &apply).replace("{input}", columns::INPUT),
-                schema,
-            )
+        let statement = |text: &str| sql::in_schema(text, schema);
+        let texts = |functions: &BTreeMap<String, sql::Function>| {
+            let apply = sql::apply_expression(functions);
+            let text = |text: &str| {
+                statement(&text.replace("{apply}", &apply).replace("{input}", columns::INPUT))
+            };
+            Texts { insert: text(INSERT), update: text(UPDATE) }
         };
+        let only = functions.iter().map(|(kind, function)| {
+            (kind.clone(), texts(&BTreeMap::from([(kind.clone(), function.clone())])))
+        });
         Self {
             pool,
             worker,
             statement_timeout,
-            insert: statement(INSERT),
+            all: texts(functions),
+            only: only.collect(),
+            none: texts(&BTreeMap::new()),
             lock: statement(LOCK),
-            update: statement(UPDATE),
             look: statement(LOOK),
             result: statement(RESULT),
+        }
+    }
+
+    /// The statements with the functions that these jobs apply and, where they can be had so, with
+    /// no others. What fails in company is split, and so meets its own alone in the end.
+    fn texts(&self, jobs: &[&Finish]) -> &Texts {
+        let mut kinds =
+            jobs.iter().filter(|job| job.verdict == Verdict::Done).map(|job| &job.request.kind);
+        match kinds.next() {
+            None => &self.none,
+            Some(first) if kinds.all(|kind| kind == first) => {
+                self.only.get(first).unwrap_or(&self.none)
+            }
+            Some(_) => &self.all,
         }
     }
 
@@ -197,7 +227,7 @@ impl FinishBatch {
         jobs: &[&Finish],
         finished: &mut HashMap<String, Finished>,
     ) -> Result<(), BatchError> {
-        let insert = transaction.prepare_cached(&self.insert).await?;
+        let insert = transaction.prepare_cached(&self.texts(jobs).insert).await?;
         let rows = transaction.query(&insert, &Columns::of(jobs).parameters(&self.worker)).await?;
         let mut inserted = 0;
         for row in &rows {
@@ -223,7 +253,7 @@ impl FinishBatch {
         // applies no function for a row that turns out to be somebody else's.
         let lock = transaction.prepare_cached(&self.lock).await?;
         transaction.execute(&lock, &[&ids]).await?;
-        let update = transaction.prepare_cached(&self.update).await?;
+        let update = transaction.prepare_cached(&self.texts(jobs).update).await?;
         for row in transaction.query(&update, &Columns::of(jobs).parameters(&self.worker)).await? {
             finished.insert(row.get(0), Finished::Committed { result: row.get(1) });
         }

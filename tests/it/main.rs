@@ -3,6 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
+mod bad_delivery;
+mod bad_downstream;
+mod bad_envelope;
+mod bad_function;
+mod bad_ledger;
+mod bad_message;
 mod clients;
 mod pipeline;
 mod support;

@@ -3,6 +3,8 @@
 
 mod broker;
 mod ledger;
+mod raw_amqp;
+mod verdict;
 mod worker;
 
 use std::{future::Future, path::PathBuf, time::Duration};
@@ -13,7 +15,9 @@ use tokio::time::{Instant, interval, timeout};
 
 pub(crate) use self::{
     broker::{Broker, Publish},
-    ledger::{Database, Row},
+    ledger::{Database, Row, Unreadable},
+    raw_amqp::{RawAmqp, nested_header, text_header},
+    verdict::{envelope, request},
     worker::Worker,
 };
 
