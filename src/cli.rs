@@ -1,10 +1,14 @@
 //! The command line: one subcommand a file, and every exit code in one place.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command has to say goes to the terminal"
-)]
+#![expect(clippy::print_stderr, reason = "what a command has to say goes to the terminal")]
+
+/// Says a line on stdout. A reader that has seen enough (`| head`) is no reason to fail half-way.
+macro_rules! outln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _said = writeln!(std::io::stdout().lock(), $($text)*).is_ok();
+    }};
+}
 
 mod check;
 mod migrate;
@@ -13,7 +17,7 @@ mod run;
 
 use std::{env, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, error::ErrorKind};
 
 use crate::{config::Config, telemetry::version};
 
@@ -26,6 +30,8 @@ pub enum Exit {
     Failed,
     /// The worker was stopped before everything it had begun came to an end.
     Forced,
+    /// The arguments are wrong (`EX_USAGE` of sysexits).
+    Usage,
     /// The settings are wrong (`EX_CONFIG` of sysexits).
     BadConfig,
 }
@@ -36,6 +42,7 @@ impl From<Exit> for ExitCode {
             Exit::Clean => 0,
             Exit::Failed => 1,
             Exit::Forced => 2,
+            Exit::Usage => 64,
             Exit::BadConfig => 78,
         })
     }
@@ -69,13 +76,29 @@ enum Command {
     Publish(publish::Arguments),
 }
 
+/// Reads the arguments of this process and does what they ask for.
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => cli.run(),
+        Err(told) => {
+            // Nowhere to say it is no other outcome.
+            let _said = told.print().is_ok();
+            // clap's own code for wrong arguments is the one of a forced stop here.
+            match told.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Clean.into(),
+                _ => Exit::Usage.into(),
+            }
+        }
+    }
+}
+
 impl Cli {
     /// Does what was asked for.
     pub fn run(self) -> ExitCode {
         if let Command::Check(arguments) = &self.command
             && arguments.defaults
         {
-            print!("{}", crate::config::DEFAULTS);
+            outln!("{}", crate::config::DEFAULTS.trim_end());
             return Exit::Clean.into();
         }
         let config = match Config::load(self.config.as_deref(), env::vars()) {

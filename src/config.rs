@@ -74,6 +74,20 @@ impl Config {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Mistakes> {
+        Self::load_with_steps(file, environment, &[])
+    }
+
+    /// The same for a program that gives some kinds an implementation of
+    /// [`Steps`](crate::steps::Steps): their sections, where they have one, say how patiently they
+    /// are worked and nothing else.
+    ///
+    /// # Errors
+    /// [`Mistakes`], all of them.
+    pub fn load_with_steps(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        in_rust: &[&str],
+    ) -> Result<Self, Mistakes> {
         let mut layers = layers::Layers::read(file, environment).map_err(Mistakes)?;
         layers.read_secret_files();
         let worker = layers.section("worker");
@@ -81,7 +95,12 @@ impl Config {
         let ledger = layers.section("ledger");
         let admin = layers.section("admin");
         let log = layers.section("log");
-        let default_kind = layers.section("defaults.kind");
+        let default_kind = layers.shared("kind", &[]);
+        // Their mistakes are told even while no section shares them.
+        let _: Option<downstream::Settings> =
+            layers.shared("dependency", &[("url", "http://localhost")]);
+        let _: Option<downstream::CallSettings> =
+            layers.shared("call", &[("dependency", "any"), ("path", "/")]);
         let dependencies = layers.named_sections("dependencies", "dependency");
         let kinds = layers.named_sections("kinds", "kind");
         layers.refuse_unknown_sections(&[
@@ -105,7 +124,7 @@ impl Config {
             ) => Self { worker, queue, ledger, admin, log, default_kind, dependencies, kinds },
             _ => return Err(layers.into_mistakes()),
         };
-        for (key, text) in rules::problems(&config) {
+        for (key, text) in rules::problems(&config, in_rust) {
             layers.add(&key, text);
         }
         if layers.has_mistakes() { Err(layers.into_mistakes()) } else { Ok(config) }

@@ -59,7 +59,8 @@ impl Longshore {
     }
 
     /// Has the requests of one kind worked in Rust. Timeouts and attempts are those of
-    /// `[kinds."<name>"]` if there is such a section, of `[defaults.kind]` otherwise.
+    /// `[kinds."<name>"]` if there is such a section ([`Config::load_with_steps`]), of
+    /// `[defaults.kind]` otherwise.
     #[must_use]
     pub fn kind(mut self, name: &str, steps: impl Steps) -> Self {
         self.steps.insert(name.to_owned(), Arc::new(steps));
@@ -103,6 +104,14 @@ async fn work(
     house: &Arc<House>,
 ) -> Result<Drained, RunError> {
     let (pauses, stop) = (house.pauses.clone(), house.stop.clone());
+    for (name, kind) in &config.kinds {
+        if kind.does_nothing() != steps.contains_key(name) {
+            let error = format!(
+                "kinds.{name}: a kind is either configured (`apply`, a [call]) or written in Rust"
+            );
+            return Err(RunError::Settings(error));
+        }
+    }
     let kinds = Kinds::new(&config.kinds, steps, &config.default_kind);
     let downstream = Arc::new(
         Downstream::new(&config.dependencies)

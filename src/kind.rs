@@ -37,6 +37,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Whether neither step is configured.
+    pub fn does_nothing(&self) -> bool {
+        self.apply.is_none() && self.call.is_none()
+    }
+
     /// What is wrong with these settings: the key within the section, and the fault with its remedy.
     pub fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();

@@ -2,11 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use longshore::{cli, stack};
 
 fn main() -> ExitCode {
     // First of all, while there is no other thread. Failing is no reason not to work; `run` warns.
     let _enough = stack::ensure().is_ok();
-    cli::Cli::parse().run()
+    cli::main()
 }

@@ -20,14 +20,14 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(config: Config) -> Exit {
-    println!("settings      ok");
+    outln!("settings      ok");
     let mut faults = 0;
     let mut tell = |room: &str, finding: Option<String>| match finding {
         Some(text) => {
             faults += 1;
-            println!("{room:<13} {text}");
+            outln!("{room:<13} {text}");
         }
-        None => println!("{room:<13} ok"),
+        None => outln!("{room:<13} ok"),
     };
 
     let functions = kind::functions(&config.kinds);
@@ -42,16 +42,17 @@ pub(super) async fn run(config: Config) -> Exit {
     for finding in queue::check(&config.queue).await {
         match finding.level {
             Level::Problem => tell("rabbitmq", Some(finding.text)),
-            Level::Good | Level::Note => println!("{:<13} ok: {}", "rabbitmq", finding.text),
+            Level::Good | Level::Note => outln!("{:<13} ok: {}", "rabbitmq", finding.text),
         }
     }
 
     match Downstream::new(&config.dependencies) {
         Ok(downstream) => {
             for name in config.dependencies.keys() {
-                let found =
-                    downstream.reach(name).await.err().map(|error| format!("{name}: {error}"));
-                tell("dependency", found);
+                match downstream.reach(name).await {
+                    Ok(()) => outln!("{:<13} ok: {name}", "dependency"),
+                    Err(error) => tell("dependency", Some(format!("{name}: {error}"))),
+                }
             }
         }
         Err(error) => tell("dependency", Some(error.to_string())),
@@ -66,10 +67,10 @@ pub(super) async fn run(config: Config) -> Exit {
         );
     }
     if faults == 0 {
-        println!("a worker with these settings can work");
+        outln!("a worker with these settings can work");
         Exit::Clean
     } else {
-        println!("{faults} thing(s) in the way");
+        outln!("{faults} thing(s) in the way");
         Exit::Failed
     }
 }

@@ -14,8 +14,8 @@ pub(super) async fn run(config: Config) -> Exit {
             Err(error) => Err(error),
         };
     match migrated {
-        Ok(applied) if applied.is_empty() => println!("schema {schema}: up to date"),
-        Ok(applied) => println!("schema {schema}: applied {}", applied.join(", ")),
+        Ok(applied) if applied.is_empty() => outln!("schema {schema}: up to date"),
+        Ok(applied) => outln!("schema {schema}: applied {}", applied.join(", ")),
         Err(error) => {
             eprintln!("longshore: migrating failed: {error}");
             return Exit::Failed;

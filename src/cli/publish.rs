@@ -119,7 +119,7 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Exit {
         match published {
             Ok(id) => {
                 confirmed += 1;
-                println!("{id}");
+                outln!("{id}");
             }
             Err(error) => {
                 failed += 1;

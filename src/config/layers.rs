@@ -145,42 +145,57 @@ impl Layers {
     /// its default, and the rest is read again.
     pub(super) fn section<T: DeserializeOwned>(&mut self, path: &str) -> Option<T> {
         let path: Vec<String> = path.split('.').map(str::to_owned).collect();
-        let value =
-            find(&self.all, &path).and_then(|value| value.as_dict().cloned()).unwrap_or_default();
-        let defaults = find(&self.defaults, &path)
-            .and_then(|value| value.as_dict().cloned())
-            .unwrap_or_default();
-        self.read_as(&path, value, &defaults)
+        let (mut value, defaults) = (section(&self.all, &path), section(&self.defaults, &path));
+        self.read_as(&path, &mut value, &defaults)
     }
 
-    /// Reads the sections `[<section>.<name>]`, each over `[defaults.<default>]`.
+    /// Reads `[defaults.<name>]`, which lacks what only a section with a name of its own can say;
+    /// `instead` stands for that. Mistakes in it are told here, and mended for those who share it.
+    pub(super) fn shared<T: DeserializeOwned>(
+        &mut self,
+        name: &str,
+        instead: &[(&str, &str)],
+    ) -> Option<T> {
+        let path = ["defaults".to_owned(), name.to_owned()];
+        if find(&self.all, &path).is_none_or(|value| value.as_dict().is_none()) {
+            self.add(&path.join("."), "must be a section".to_owned());
+            put(&mut self.all, &path, Some(Value::from(section(&self.defaults, &path))));
+        }
+        let (mut value, defaults) = (section(&self.all, &path), section(&self.defaults, &path));
+        for (key, text) in instead {
+            value.insert((*key).to_owned(), Value::from(*text));
+        }
+        let read = self.read_as(&path, &mut value, &defaults);
+        for (key, _) in instead {
+            value.remove(*key);
+        }
+        put(&mut self.all, &path, Some(Value::from(value)));
+        read
+    }
+
+    /// Reads the sections `[<group>.<name>]`, each over `[defaults.<default>]`, which has been read
+    /// before ([`Self::shared`]).
     pub(super) fn named_sections<T: DeserializeOwned>(
         &mut self,
-        section: &str,
+        group: &str,
         default: &str,
     ) -> BTreeMap<String, T> {
         let default = ["defaults".to_owned(), default.to_owned()];
-        let set = find(&self.all, &default)
-            .and_then(|value| value.as_dict().cloned())
-            .unwrap_or_default();
-        let built_in = find(&self.defaults, &default)
-            .and_then(|value| value.as_dict().cloned())
-            .unwrap_or_default();
+        let (set, built_in) = (section(&self.all, &default), section(&self.defaults, &default));
         let mut sections = BTreeMap::new();
-        for name in self.names(section) {
-            let path = vec![section.to_owned(), name.clone()];
+        for name in self.names(group) {
+            let path = vec![group.to_owned(), name.clone()];
             let Some(own) = find(&self.all, &path).and_then(|value| value.as_dict().cloned())
             else {
                 self.add(&path.join("."), "must be a section of its own".to_owned());
                 continue;
             };
-            // A mistake in the shared defaults is told once, by their own section.
-            let mut merged = merge(merge(built_in.clone(), set.clone()), own);
+            let mut merged = merge(set.clone(), own);
             if let Some(Value::Dict(tag, call)) = merged.remove("call") {
                 merged
                     .insert("call".to_owned(), Value::Dict(tag, merge(self.call_defaults(), call)));
             }
-            if let Some(read) = self.read_as(&path, merged, &built_in) {
+            if let Some(read) = self.read_as(&path, &mut merged, &built_in) {
                 sections.insert(name, read);
             }
         }
@@ -207,9 +222,6 @@ impl Layers {
                 &format!("defaults.{key}"),
                 "there are defaults for `dependency`, `kind` and `call` only".to_owned(),
             );
-        }
-        if self.section_is_broken("defaults.dependency") {
-            self.add("defaults.dependency", "must be a section".to_owned());
         }
     }
 
@@ -242,11 +254,7 @@ impl Layers {
     /// `[defaults.call]`: a kind need not have a call, but if it has, this is beneath it.
     fn call_defaults(&self) -> Dict {
         let path = ["defaults".to_owned(), "call".to_owned()];
-        find(&self.all, &path).and_then(Value::as_dict).cloned().unwrap_or_default()
-    }
-
-    fn section_is_broken(&self, path: &str) -> bool {
-        find(&self.all, &self.split(path)).is_some_and(|value| value.as_dict().is_none())
+        section(&self.all, &path)
     }
 
     /// A key's path. The names of kinds have dots of their own.
@@ -280,18 +288,18 @@ impl Layers {
     fn read_as<T: DeserializeOwned>(
         &mut self,
         path: &[String],
-        mut value: Dict,
+        value: &mut Dict,
         defaults: &Dict,
     ) -> Option<T> {
         // Each round mends at least one key, so there are at most as many as keys.
         for _ in 0..1_000 {
-            let errors = match Figment::from(Serialized::globals(&value)).extract_lossy::<T>() {
+            let errors = match Figment::from(Serialized::globals(&*value)).extract_lossy::<T>() {
                 Ok(read) => return Some(read),
                 Err(errors) => errors,
             };
             let mut mended = false;
             for error in errors {
-                mended |= self.mend(path, &mut value, defaults, &error);
+                mended |= self.mend(path, value, defaults, &error);
             }
             if !mended {
                 return None;
@@ -300,7 +308,8 @@ impl Layers {
         None
     }
 
-    /// Notes an error and puts the default in its place; false when there is none.
+    /// Notes an error and puts the default in its place, or takes out what has none; false when
+    /// there is nothing to take out.
     fn mend(
         &mut self,
         path: &[String],
@@ -323,15 +332,16 @@ impl Layers {
             kind => (describe(kind, &local), false),
         };
         let key: Vec<String> = path.iter().chain(&local).cloned().collect();
-        self.add(&key.join("."), text);
+        let key = key.join(".");
+        // What is missing may have been taken out for a mistake of its own.
+        if matches!(error.kind, Kind::MissingField(_))
+            && self.mistakes.iter().any(|mistake| mistake.key == key)
+        {
+            return false;
+        }
+        self.add(&key, text);
         let default = if unknown { None } else { find(defaults, &local).cloned() };
-        if default.is_none() && !unknown && !matches!(local.len(), 1) {
-            return put(value, &local, None);
-        }
-        match default {
-            None if !unknown => false,
-            default => put(value, &local, default),
-        }
+        put(value, &local, default)
     }
 }
 
@@ -363,6 +373,11 @@ fn find<'a>(dict: &'a Dict, path: &[String]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
     let value = dict.get(first)?;
     if rest.is_empty() { Some(value) } else { find(value.as_dict()?, rest) }
+}
+
+/// The section at this path; empty where there is none.
+fn section(dict: &Dict, path: &[String]) -> Dict {
+    find(dict, path).and_then(Value::as_dict).cloned().unwrap_or_default()
 }
 
 /// Sets or removes a value; true when that changed anything.

@@ -9,7 +9,7 @@ use super::Config;
 const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Every fault: the key, and what is wrong with its remedy.
-pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
+pub(super) fn problems(config: &Config, in_rust: &[&str]) -> Vec<(String, String)> {
     let mut problems = Vec::new();
     let mut section = |name: &str, found: Vec<(String, String)>| {
         problems.extend(found.into_iter().map(|(key, text)| (format!("{name}.{key}"), text)));
@@ -26,12 +26,12 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     for (name, kind) in &config.kinds {
         section(&format!("kinds.{name}"), kind.problems());
     }
-    between(config, &mut |key, text| problems.push((key.to_owned(), text)));
+    between(config, in_rust, &mut |key, text| problems.push((key.to_owned(), text)));
     problems
 }
 
 /// Settings that are fine alone and contradict each other.
-fn between(config: &Config, say: &mut impl FnMut(&str, String)) {
+fn between(config: &Config, in_rust: &[&str], say: &mut impl FnMut(&str, String)) {
     let Config { worker, queue, ledger, .. } = config;
     let prefetch = usize::from(queue.prefetch);
     if prefetch < worker.concurrency {
@@ -92,11 +92,16 @@ fn between(config: &Config, say: &mut impl FnMut(&str, String)) {
                 ),
             );
         }
-        if kind.apply.is_none() && kind.call.is_none() {
-            say(
+        match (in_rust.contains(&name.as_str()), kind.does_nothing()) {
+            (false, true) => say(
                 &format!("kinds.{name}"),
                 "does nothing; give it `apply`, a [call], or both".to_owned(),
-            );
+            ),
+            (true, false) => say(
+                &format!("kinds.{name}"),
+                "is written in Rust by this program; leave `apply` and [call] out".to_owned(),
+            ),
+            (true, true) | (false, false) => {}
         }
         if let Some(call) = &kind.call {
             match config.dependencies.get(&call.dependency) {

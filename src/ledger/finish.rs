@@ -4,19 +4,22 @@ mod columns;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
 
 use deadpool_postgres::{Object, Pool, Transaction};
+use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 
 use self::columns::Columns;
 use super::{Fence, error::BatchError, lanes::Batch, session, sql};
 use crate::{
-    outcome::{Failure, StepError},
+    outcome::{ErrorCode, Failure, StepError},
     request::Request,
     steps::Steps,
+    telemetry,
 };
 
 /// What the ledger is to write about a request.
@@ -183,7 +186,7 @@ impl FinishBatch {
         }
         let finished = match jobs {
             [job] if job.steps.is_some() && job.verdict == Verdict::Done => {
-                self.apply_in_rust(&transaction, job).await
+                self.apply_in_rust(&transaction, job, limit).await
             }
             _ => self.write(&transaction, jobs).await,
         };
@@ -193,6 +196,11 @@ impl FinishBatch {
             Ok(finished) => {
                 transaction.commit().await?;
                 Ok(finished)
+            }
+            // A step in Rust may have left a statement under way, and a rollback would wait for it:
+            // the connection is closed instead, by whoever lent it.
+            Err(error @ BatchError::TimedOut(_)) if jobs.iter().any(|job| job.steps.is_some()) => {
+                Err(error)
             }
             Err(error) => {
                 transaction.rollback().await?;
@@ -297,11 +305,13 @@ impl FinishBatch {
         Ok(())
     }
 
-    /// The apply step of a library user, in the same transaction as the row.
+    /// The apply step of a library user, in the same transaction as the row. Like a function in SQL
+    /// it is cut off at `limit`, and like one it cannot end the lane: a panic is a failure.
     async fn apply_in_rust(
         &self,
         transaction: &Transaction<'_>,
         job: &Finish,
+        limit: Duration,
     ) -> Result<Vec<Finished>, BatchError> {
         let Some(steps) = &job.steps else {
             return self.write(transaction, std::slice::from_ref(job)).await;
@@ -311,15 +321,22 @@ impl FinishBatch {
         if !matches!(finished.as_slice(), [Finished::Committed { .. }]) {
             return Ok(finished);
         }
-        let applied = steps.apply(&job.request, job.response.as_deref(), transaction);
-        let result = match tokio::time::timeout(job.budget, applied).await {
-            Ok(result) => result.map_err(BatchError::Failed)?,
+        let transient = |code, error| {
+            let failure = Failure::new(code, error);
+            StepError::Transient { failure, retry_in: None }
+        };
+        let applied = AssertUnwindSafe(async {
+            steps.apply(&job.request, job.response.as_deref(), transaction).await
+        });
+        let result = match tokio::time::timeout(limit, applied.catch_unwind()).await {
+            Ok(Ok(result)) => result.map_err(BatchError::Failed)?,
+            Ok(Err(panic)) => {
+                let text = telemetry::panic_text(&*panic);
+                return Err(BatchError::Failed(transient(ErrorCode::Panic, text)));
+            }
             Err(_) => {
-                let failure = Failure::new(
-                    crate::outcome::ErrorCode::Timeout,
-                    format!("apply took longer than {:?}", job.budget),
-                );
-                return Err(BatchError::TimedOut(StepError::Transient { failure, retry_in: None }));
+                let text = format!("apply took longer than {limit:?}");
+                return Err(BatchError::TimedOut(transient(ErrorCode::Timeout, text)));
             }
         };
         if let Some(result) = &result {

@@ -19,7 +19,7 @@ pub(super) async fn with<T>(
     match done {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
-            if matches!(error, BatchError::Away(_)) {
+            if matches!(error, BatchError::Away(_) | BatchError::TimedOut(_)) {
                 drop(Object::take(client));
             }
             Err(error)

@@ -4,6 +4,8 @@
 //! sets or from the configuration, never from a message. Rooms record what happens by calling the
 //! verbs below; nothing else in the house names a metric.
 
+#![expect(clippy::disallowed_macros, reason = "this is the page of verbs that the others call")]
+
 use std::time::Duration;
 
 use metrics::{

@@ -112,6 +112,7 @@ fn builder() -> PrometheusBuilder {
 }
 
 /// Help for the metrics of `metrics-process`, from our own page, so that the page is right.
+#[expect(clippy::disallowed_macros, reason = "the names come from the page")]
 fn describe_process() {
     for described in metrics::PROCESS {
         match described.kind {

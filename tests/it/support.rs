@@ -2,16 +2,20 @@
 //! and workers.
 
 mod broker;
+pub(crate) mod document;
 mod ledger;
 mod raw_amqp;
 mod verdict;
 mod worker;
 
-use std::{future::Future, path::PathBuf, time::Duration};
+use std::{future::Future, path::PathBuf, process::Stdio, time::Duration};
 
 use longshore_dev::{services::Services, stub::Stub};
 use serde_json::{Value, json};
-use tokio::time::{Instant, interval, timeout};
+use tokio::{
+    io::AsyncWriteExt as _,
+    time::{Instant, interval, timeout},
+};
 
 pub(crate) use self::{
     broker::{Broker, Publish},
@@ -87,14 +91,36 @@ impl Place {
 
     /// Runs a command of the binary to its end.
     pub(crate) async fn cli(&self, arguments: &[&str]) -> std::process::Output {
+        self.cli_with(arguments, &[], "").await
+    }
+
+    /// The same with further variables, and with something on standard input.
+    pub(crate) async fn cli_with(
+        &self,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        input: &str,
+    ) -> std::process::Output {
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_longshore"));
         command
             .arg("--config")
             .arg(self.settings_file())
             .args(arguments)
             .envs(self.environment())
+            .envs(variables.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true);
-        timeout(PATIENCE, command.output()).await.expect("the command ends in time").unwrap()
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let ended = async {
+            // A command that does not read its input may end before it is written.
+            let _written = stdin.write_all(input.as_bytes()).await.is_ok();
+            drop(stdin);
+            child.wait_with_output().await
+        };
+        timeout(PATIENCE, ended).await.expect("the command ends in time").unwrap()
     }
 
     /// Starts a worker and waits until it consumes.

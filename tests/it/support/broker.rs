@@ -145,6 +145,24 @@ impl Broker {
         declared.message_count()
     }
 
+    /// Waits until somebody consumes the queue. Each look takes a connection of its own, for the
+    /// broker closes the channel that asks for a queue that is not there.
+    pub(crate) async fn until_consumed(&self) {
+        until("the queue is consumed", async || {
+            let (_connection, channel) = open(&self.url).await;
+            let passive = QueueDeclareOptions {
+                passive: true,
+                durable: true,
+                ..QueueDeclareOptions::default()
+            };
+            let queue = ShortString::try_new(self.queue.as_str()).unwrap();
+            let declared =
+                channel.queue_declare(queue, passive, FieldTable::default()).await.ok()?;
+            (declared.consumer_count() > 0).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until nothing is in the queue, neither ready nor delivered: who deletes it if empty and
     /// unused is refused while a worker consumes, so it is asked for its messages twice.
     pub(crate) async fn until_empty(&self) {
