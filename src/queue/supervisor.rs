@@ -29,6 +29,8 @@ pub(super) async fn run(shared: Shared, close: oneshot::Receiver<Duration>) -> L
     let mut worry = Worry::default();
     let mut quarantine = Quarantine::default();
     let mut last = None;
+    // Whether the last connection ended against our will, or there never was one.
+    let mut troubled = false;
     match Dialer::new(&shared.settings, shared.name.clone()) {
         Ok(mut dialer) => {
             let mut number = 0;
@@ -37,11 +39,14 @@ pub(super) async fn run(shared: Shared, close: oneshot::Receiver<Duration>) -> L
                 match connected_once(&shared, &mut dialer, number, &mut quarantine, &mut worry)
                     .await
                 {
-                    Next::Again(delay) => tokio::select! {
-                        biased;
-                        () = shared.ended() => break,
-                        () = tokio::time::sleep(delay) => {}
-                    },
+                    Next::Again(delay) => {
+                        troubled = true;
+                        tokio::select! {
+                            biased;
+                            () = shared.ended() => break,
+                            () = tokio::time::sleep(delay) => {}
+                        }
+                    }
                     Next::Drain(epoch) => {
                         last = Some(epoch);
                         break;
@@ -62,7 +67,7 @@ pub(super) async fn run(shared: Shared, close: oneshot::Receiver<Duration>) -> L
         None => {
             shared.hatch.close();
             shared.board.disconnected(None);
-            Leftovers { unsettled: 0, clean: true }
+            Leftovers { unsettled: 0, clean: !troubled }
         }
     }
 }
