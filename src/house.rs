@@ -126,7 +126,9 @@ async fn work(
     .map_err(|error| RunError::Settings(format!("ledger: {error}")))?;
     if !migrated(&ledger, &config, &stop).await? {
         ledger.close();
-        return Ok(Drained::unstarted());
+        let drained = Drained::unstarted();
+        tell(&drained);
+        return Ok(drained);
     }
     ledger.start();
     let settings = config.queue.clone();
@@ -142,14 +144,25 @@ async fn work(
         pauses: pauses.clone(),
         max_message_bytes: config.worker.max_message_bytes,
     });
-    let worker = Worker::new(handler, config.worker.clone(), pauses, stop);
+    let worker = Worker::new(handler, config.worker.clone(), pauses, stop.clone());
     let upkeep = upkeep::start(house.clone(), ledger.clone(), &config, worker.slots.clone());
-    let mut drained = worker.run(inbox).await;
+    let lost_before = async {
+        stop.asked().await;
+        queue.lost()
+    };
+    let (mut drained, lost_before) = tokio::join!(worker.run(inbox), lost_before);
     let closed = queue.close(CLOSE_QUEUE).await;
     drop(upkeep);
     ledger.close();
-    drained.lost = closed.lost;
-    drained.given_back += closed.unsettled;
+    // What was lost in earlier outages has long been delivered again.
+    drained.lost = closed.lost.saturating_sub(lost_before);
+    drained.given_back += closed.unbegun + closed.unsettled;
+    tell(&drained);
+    Ok(drained)
+}
+
+/// The one line at the end, however far the start had come.
+fn tell(drained: &Drained) {
     info!(
         event = "worker.drained",
         finished = drained.finished,
@@ -160,7 +173,6 @@ async fn work(
         forced = drained.forced,
         "drained"
     );
-    Ok(drained)
 }
 
 /// Waits for Postgres and looks at the ledger's tables; false when a stop came first.

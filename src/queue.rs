@@ -111,6 +111,8 @@ pub struct Closed {
     /// Settlements that could not be told to the broker, since the start; it delivers those
     /// messages again.
     pub lost: u64,
+    /// Deliveries that nobody had begun when the stop came; they are back in the queue.
+    pub unbegun: u64,
     /// Deliveries that nobody had settled; they are back in the queue.
     pub unsettled: u64,
     /// Everything was flushed, and the broker agreed to the end, in time.
@@ -170,6 +172,11 @@ impl Queue {
         self.shared.board.follow()
     }
 
+    /// Settlements that could not be told to the broker, since the start.
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
     /// Where answers go.
     pub fn replies(&self) -> Replies {
         self.replies.clone()
@@ -192,10 +199,10 @@ impl Queue {
         self.publisher.close(Duration::from_secs(1).min(within)).await;
         let lost = self.shared.lost.load(Ordering::Relaxed);
         match leftovers {
-            Ok(Ok(Leftovers { unsettled, clean })) => {
-                Closed { lost, unsettled, clean: clean && answered }
+            Ok(Ok(Leftovers { unbegun, unsettled, clean })) => {
+                Closed { lost, unbegun, unsettled, clean: clean && answered }
             }
-            Ok(Err(_)) | Err(_) => Closed { lost, unsettled: 0, clean: false },
+            Ok(Err(_)) | Err(_) => Closed { lost, unbegun: 0, unsettled: 0, clean: false },
         }
     }
 }

@@ -114,14 +114,14 @@ impl Epoch {
         Ok(())
     }
 
-    /// Ends the subscription and gives back whatever nobody has taken yet.
-    pub(super) async fn unsubscribe(&mut self, shared: &Shared) -> Result<(), Trouble> {
-        let Some(mut consumer) = self.consumer.take() else { return Ok(()) };
+    /// Ends the subscription and gives back whatever nobody has taken yet; returns how many.
+    pub(super) async fn unsubscribe(&mut self, shared: &Shared) -> Result<u64, Trouble> {
+        let Some(mut consumer) = self.consumer.take() else { return Ok(0) };
         shared.board.consuming(false);
         let deadline = shared.settings.operation_timeout;
         let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
         within(deadline, "ending the subscription", cancel).await?;
-        let mut given_back = shared.hatch.clear();
+        let mut given_back = shared.hatch.clear() as u64;
         // What had arrived before the broker agreed is still in the stream, and then it ends.
         let rest = async {
             while let Some(delivered) = consumer.next().await {
@@ -132,7 +132,7 @@ impl Epoch {
         };
         within(deadline, "giving back what was prefetched", rest).await?;
         tracing::debug!(event = "queue.unsubscribed", given_back, "the subscription has ended");
-        Ok(())
+        Ok(given_back)
     }
 
     /// Completes when the connection breaks; for the time in which only settlements are sent.

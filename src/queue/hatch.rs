@@ -27,6 +27,8 @@ pub(super) struct Hatch {
 struct Shelf {
     deliveries: VecDeque<Delivery>,
     closed: bool,
+    /// What lay in it when it was closed, and what came later.
+    turned_away: u64,
     hungry: bool,
 }
 
@@ -51,6 +53,7 @@ impl Hatch {
         let refused = {
             let mut shelf = self.lock();
             if shelf.closed {
+                shelf.turned_away += 1;
                 Some(delivery)
             } else {
                 shelf.deliveries.push_back(delivery);
@@ -72,9 +75,21 @@ impl Hatch {
 
     /// Takes everything back out, and nothing comes any more.
     pub(super) fn close(&self) -> usize {
-        self.lock().closed = true;
+        let taken = {
+            let mut shelf = self.lock();
+            shelf.closed = true;
+            shelf.turned_away += shelf.deliveries.len() as u64;
+            std::mem::take(&mut shelf.deliveries)
+        };
         self.filled.notify_one();
-        self.clear()
+        self.emptied.notify_one();
+        // Dropped outside the lock: each one rings at its desk.
+        taken.len()
+    }
+
+    /// How many deliveries went back because it was closed, whoever closed it.
+    pub(super) fn turned_away(&self) -> u64 {
+        self.lock().turned_away
     }
 
     /// Whether somebody waits in vain just now.
@@ -194,5 +209,6 @@ mod tests {
         drop(held);
         hatch.put(delivery(99, &desk));
         assert_eq!(desk.working(), 0);
+        assert_eq!(hatch.turned_away(), ROOM as u64);
     }
 }

@@ -18,6 +18,8 @@ use crate::{retry::reconnect_delay, telemetry::metrics};
 
 /// What was left when the consuming side closed.
 pub(super) struct Leftovers {
+    /// Deliveries that nobody had begun when the stop came; they were given back.
+    pub(super) unbegun: u64,
     /// Deliveries that nobody had settled; the broker delivers them again.
     pub(super) unsettled: u64,
     /// The broker agreed to everything in time.
@@ -67,7 +69,7 @@ pub(super) async fn run(shared: Shared, close: oneshot::Receiver<Duration>) -> L
         None => {
             shared.hatch.close();
             shared.board.disconnected(None);
-            Leftovers { unsettled: 0, clean: !troubled }
+            Leftovers { unbegun: shared.hatch.turned_away(), unsettled: 0, clean: !troubled }
         }
     }
 }
@@ -171,12 +173,17 @@ async fn drain(
     mut epoch: Epoch,
     mut close: oneshot::Receiver<Duration>,
 ) -> Leftovers {
-    let given_back = shared.hatch.close();
-    let mut broken = epoch.unsubscribe(shared).await.err();
+    // The corridor may have closed it before us.
+    shared.hatch.close();
+    let (streamed, mut broken) = match epoch.unsubscribe(shared).await {
+        Ok(streamed) => (streamed, None),
+        Err(trouble) => (0, Some(trouble)),
+    };
+    let unbegun = shared.hatch.turned_away() + streamed;
     shared.board.consuming(false);
     tracing::info!(
         event = "queue.intake_ended",
-        given_back,
+        given_back = unbegun,
         "no more requests are taken from the queue"
     );
     let mut within = shared.settings.operation_timeout;
@@ -208,7 +215,7 @@ async fn drain(
             clean
         }
     };
-    Leftovers { unsettled, clean }
+    Leftovers { unbegun, unsettled, clean }
 }
 
 /// How often in a row it went wrong, and what has been said about it already.

@@ -4,6 +4,7 @@
 mod broker;
 pub(crate) mod document;
 mod ledger;
+mod load;
 mod raw_amqp;
 mod verdict;
 mod worker;
@@ -20,6 +21,7 @@ use tokio::{
 pub(crate) use self::{
     broker::{Broker, Publish},
     ledger::{Database, Row, Unreadable},
+    load::{Load, address, through},
     raw_amqp::{RawAmqp, nested_header, text_header},
     verdict::{envelope, request},
     worker::Worker,
@@ -35,6 +37,7 @@ pub(crate) struct Place {
     pub(crate) database: Database,
     pub(crate) stub: Stub,
     settings: String,
+    variables: Vec<(String, String)>,
     dir: tempfile::TempDir,
 }
 
@@ -55,6 +58,7 @@ impl Place {
         let stub = Stub::start("127.0.0.1:0").await.unwrap();
         let place = Self {
             settings: settings(&name, &stub.url),
+            variables: Vec::new(),
             dir: tempfile::tempdir().unwrap(),
             name,
             broker,
@@ -75,6 +79,18 @@ impl Place {
     }
 
     /// Sets a single value for workers that start from now on, by its variable.
+    pub(crate) fn set_value(&mut self, variable: &str, value: &str) -> &mut Self {
+        self.variables.push((format!("LONGSHORE__{variable}"), value.to_owned()));
+        self
+    }
+
+    /// Lets calls take this long, from now on.
+    pub(crate) fn patient_dependencies(&mut self, timeout: &str) -> &mut Self {
+        self.set_value("DEFAULTS__DEPENDENCY__TIMEOUT", timeout)
+            .set_value("DEFAULTS__DEPENDENCY__BREAKER__PROBE_TIMEOUT", timeout)
+    }
+
+    /// Writes the settings down, for the binary.
     pub(crate) fn settings_file(&self) -> PathBuf {
         let path = self.dir.path().join("longshore.toml");
         std::fs::write(&path, &self.settings).unwrap();
@@ -83,10 +99,12 @@ impl Place {
 
     /// The environment of the binary here.
     pub(crate) fn environment(&self) -> Vec<(String, String)> {
-        vec![
+        let mut environment = vec![
             ("AMQP_URL".to_owned(), self.broker.url.clone()),
             ("DATABASE_URL".to_owned(), self.database.url.clone()),
-        ]
+        ];
+        environment.extend(self.variables.iter().cloned());
+        environment
     }
 
     /// Runs a command of the binary to its end.
@@ -126,6 +144,13 @@ impl Place {
     /// Starts a worker and waits until it consumes.
     pub(crate) async fn worker(&self) -> Worker {
         let worker = self.worker_unready(&[]).await;
+        worker.until_ready().await;
+        worker
+    }
+
+    /// Starts a worker with further variables and waits until it consumes.
+    pub(crate) async fn worker_with(&self, variables: &[(&str, &str)]) -> Worker {
+        let worker = self.worker_unready(variables).await;
         worker.until_ready().await;
         worker
     }

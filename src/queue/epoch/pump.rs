@@ -150,7 +150,7 @@ impl Epoch {
     ) -> Result<(), Trouble> {
         shared.board.quarantine(false);
         tracing::info!(event = "queue.quarantine_left", why, "fetching at full pace again");
-        self.unsubscribe(shared).await
+        self.unsubscribe(shared).await.map(drop)
     }
 
     fn check_for_stall(

@@ -108,6 +108,33 @@ impl Broker {
         matches!(timeout(PATIENCE, published).await.unwrap().unwrap(), Confirmation::Ack(None))
     }
 
+    /// Publishes bodies through the exchange with many confirmations under way, and waits for all.
+    pub(crate) async fn publish_all(&self, bodies: &[Vec<u8>]) {
+        let exchange = ShortString::try_new(self.exchange.as_str()).unwrap();
+        for some in bodies.chunks(1_000) {
+            let mut confirms = Vec::with_capacity(some.len());
+            for body in some {
+                let published = self.channel.basic_publish(
+                    exchange.clone(),
+                    "any".into(),
+                    BasicPublishOptions { mandatory: true, immediate: false },
+                    body,
+                    BasicProperties::default().with_delivery_mode(2),
+                );
+                confirms.push(published.await.unwrap());
+            }
+            for confirm in confirms {
+                let confirmed = timeout(PATIENCE, confirm).await.unwrap().unwrap();
+                assert!(matches!(confirmed, Confirmation::Ack(None)), "{confirmed:?}");
+            }
+        }
+    }
+
+    /// Connects anew, after the broker was restarted.
+    pub(crate) async fn reconnect(&mut self) {
+        (self._connection, self.channel) = open(&self.url).await;
+    }
+
     /// Declares a queue of the test's own, for answers.
     pub(crate) async fn declare(&self, name: &str) {
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
@@ -192,7 +219,10 @@ impl Broker {
             };
             let cleaned = runtime.block_on(async {
                 timeout(Duration::from_secs(5), async {
-                    let (_connection, channel) = open(&url).await;
+                    // Not by `open`: with a private broker there may be nobody any more.
+                    let properties = ConnectionProperties::default();
+                    let connection = Connection::connect(&url, properties).await?;
+                    let channel = connection.create_channel().await?;
                     for queue in [queue, dead.clone()] {
                         channel
                             .queue_delete(

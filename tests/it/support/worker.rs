@@ -58,25 +58,58 @@ impl Worker {
 
     /// Waits for a line, those included that were logged before.
     pub(crate) async fn until_line(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
+        let mut found = None;
+        self.follow(what, |line| {
+            found = matches(line).then(|| line.clone());
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
+    }
+
+    /// Waits until this many attempts have ended as `done`.
+    pub(crate) async fn until_done(&self, wanted: usize) {
+        let mut done = 0;
+        self.follow(&format!("tells of the {wanted}th request done"), |line| {
+            done += usize::from(line["event"] == "request.finished" && line["outcome"] == "done");
+            done >= wanted
+        })
+        .await;
+    }
+
+    /// How many attempts have ended as `done` so far.
+    pub(crate) fn done(&self) -> usize {
+        let lines = self.lines.lock().unwrap();
+        let done = |line: &&Value| line["event"] == "request.finished" && line["outcome"] == "done";
+        lines.iter().filter(done).count()
+    }
+
+    /// Shows each line once, from the first on, until `enough` says so.
+    async fn follow(&self, what: &str, mut enough: impl FnMut(&Value) -> bool) {
         let mut count = self.count.clone();
+        let mut seen = 0;
         let search = async {
             loop {
                 count.borrow_and_update();
-                if let Some(line) = self.log().into_iter().find(&matches) {
-                    return line;
+                // Copied, for whoever looks at a line may look at the whole log.
+                let fresh = self.lines.lock().unwrap()[seen..].to_vec();
+                if fresh.iter().any(&mut enough) {
+                    return;
                 }
+                seen += fresh.len();
                 if count.changed().await.is_err() {
-                    panic!("the worker ended without a line that {what}: {:#?}", self.log());
+                    panic!("the worker ended without a line that {what}: {:#?}", self.last());
                 }
             }
         };
         let found = timeout(PATIENCE, search).await;
         found.unwrap_or_else(|_| {
-            panic!(
-                "no line came that {what}; the last ones: {:#?}",
-                self.log().iter().rev().take(20).collect::<Vec<_>>()
-            )
-        })
+            panic!("no line came that {what}; the last ones: {:#?}", self.last())
+        });
+    }
+
+    fn last(&self) -> Vec<Value> {
+        self.lines.lock().unwrap().iter().rev().take(20).cloned().collect()
     }
 
     /// Waits for an event.
@@ -113,9 +146,11 @@ impl Worker {
 
     /// Asks the admin server; nothing while it cannot be reached.
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, String)> {
-        let address = self.log().iter().find(|line| line["event"] == "admin.listening")?["address"]
-            .as_str()?
-            .to_owned();
+        let address = {
+            let lines = self.lines.lock().unwrap();
+            let listening = lines.iter().find(|line| line["event"] == "admin.listening")?;
+            listening["address"].as_str()?.to_owned()
+        };
         let answer = reqwest::get(format!("http://{address}{path}")).await.ok()?;
         Some((answer.status().as_u16(), answer.text().await.ok()?))
     }
@@ -161,8 +196,17 @@ impl Worker {
 
     /// Resident memory, in bytes.
     pub(crate) fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most resident memory that it ever had, in bytes, as the kernel has kept it.
+    pub(crate) fn peak_resident(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 }
