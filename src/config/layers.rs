@@ -1,19 +1,23 @@
 //! The layers of settings, merged, with the source of each value remembered.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+mod dict;
+mod providers;
+mod secrets;
+
+use std::{collections::BTreeMap, fs, path::Path};
 
 use figment::{
-    Error as FigmentError, Figment, Metadata, Profile, Provider,
+    Error as FigmentError, Figment, Metadata,
     error::Kind,
     providers::{Format as _, Serialized, Toml},
-    value::{Dict, Map, Value},
+    value::{Dict, Value},
 };
 use serde::de::DeserializeOwned;
 
+use self::{
+    dict::{deepest_tag, find, merge, put, section},
+    providers::{Named, Variable},
+};
 use super::{DEFAULTS, Mistake, Mistakes};
 
 /// Which environment variable sets which key, besides `LONGSHORE__…`.
@@ -88,57 +92,6 @@ impl Layers {
             })
         };
         Ok(Self { all: dict(&figment)?, defaults: dict(&defaults)?, figment, mistakes: Vec::new() })
-    }
-
-    /// Replaces every `<secret>_file` by the secret that the file holds.
-    pub(super) fn read_secret_files(&mut self) {
-        let mut places: Vec<(Vec<String>, bool)> = ["queue", "ledger"]
-            .iter()
-            .flat_map(|section| {
-                ["url", "password"].map(|key| (vec![(*section).to_owned(), key.to_owned()], true))
-            })
-            .collect();
-        for name in self.names("dependencies") {
-            let headers = vec!["dependencies".to_owned(), name, "headers".to_owned()];
-            for key in
-                find(&self.all, &headers).and_then(Value::as_dict).into_iter().flat_map(Dict::keys)
-            {
-                if let Some(header) = key.strip_suffix("_file") {
-                    let mut place = headers.clone();
-                    place.push(header.to_owned());
-                    places.push((place, false));
-                }
-            }
-        }
-        for (place, has_default) in places {
-            let mut file_place = place.clone();
-            if let Some(last) = file_place.last_mut() {
-                last.push_str("_file");
-            }
-            let Some(value) = find(&self.all, &file_place).cloned() else { continue };
-            let key = file_place.join(".");
-            let Some(path) = value.as_str().map(PathBuf::from) else {
-                self.add(&key, "must be the path of a file, as a string".to_owned());
-                continue;
-            };
-            if find(&self.all, &place).is_some()
-                && !(has_default && self.source_of(&place) == BUILT_IN)
-            {
-                self.add(
-                    &key,
-                    format!("{} is set as well, leave one of them out", place.join(".")),
-                );
-            }
-            match fs::read_to_string(&path) {
-                Ok(text) => {
-                    let secret =
-                        Value::String(value.tag(), text.trim_end_matches(['\r', '\n']).to_owned());
-                    put(&mut self.all, &place, Some(secret));
-                }
-                Err(error) => self.add(&key, format!("{} cannot be read: {error}", path.display())),
-            }
-            put(&mut self.all, &file_place, None);
-        }
     }
 
     /// Reads one section as `T`, gathering every mistake in it: what is wrong is noted, replaced by
@@ -366,88 +319,5 @@ fn unreadable(path: &Path, error: &str) -> Mistake {
         key: "--config".to_owned(),
         source: format!("file {}", path.display()),
         text: format!("cannot be read: {error}"),
-    }
-}
-
-fn find<'a>(dict: &'a Dict, path: &[String]) -> Option<&'a Value> {
-    let (first, rest) = path.split_first()?;
-    let value = dict.get(first)?;
-    if rest.is_empty() { Some(value) } else { find(value.as_dict()?, rest) }
-}
-
-/// The section at this path; empty where there is none.
-fn section(dict: &Dict, path: &[String]) -> Dict {
-    find(dict, path).and_then(Value::as_dict).cloned().unwrap_or_default()
-}
-
-/// Sets or removes a value; true when that changed anything.
-fn put(dict: &mut Dict, path: &[String], new: Option<Value>) -> bool {
-    let Some((first, rest)) = path.split_first() else { return false };
-    if rest.is_empty() {
-        return match new {
-            Some(value) => {
-                dict.insert(first.clone(), value).is_none_or(|old| Some(&old) != dict.get(first))
-            }
-            None => dict.remove(first).is_some(),
-        };
-    }
-    match dict.get_mut(first) {
-        Some(Value::Dict(_, inner)) => put(inner, rest, new),
-        _ => false,
-    }
-}
-
-fn merge(mut under: Dict, over: Dict) -> Dict {
-    for (key, value) in over {
-        let value = match (under.remove(&key), value) {
-            (Some(Value::Dict(_, under)), Value::Dict(tag, over)) => {
-                Value::Dict(tag, merge(under, over))
-            }
-            (_, value) => value,
-        };
-        under.insert(key, value);
-    }
-    under
-}
-
-/// A section has no source of its own: it has that of what is in it.
-fn deepest_tag(value: &Value) -> figment::value::Tag {
-    match value.as_dict().and_then(|dict| dict.values().next()) {
-        Some(inner) => deepest_tag(inner),
-        None => value.tag(),
-    }
-}
-
-/// One environment variable, whose value stays text: `PASSWORD=0123` is no number.
-struct Variable {
-    name: String,
-    key: String,
-    value: String,
-}
-
-impl Provider for Variable {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(format!("environment variable {}", self.name))
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, FigmentError> {
-        let nested = figment::util::nest(&self.key, Value::from(self.value.clone()));
-        Ok(Profile::Default.collect(nested.into_dict().unwrap_or_default()))
-    }
-}
-
-/// Settings under a name that people know them by.
-struct Named<P> {
-    name: String,
-    inner: P,
-}
-
-impl<P: Provider> Provider for Named<P> {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.name.clone())
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, FigmentError> {
-        self.inner.data()
     }
 }

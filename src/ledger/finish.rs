@@ -1,127 +1,32 @@
 //! Finishing: the apply step and the ledger's row, committed together.
 
 mod columns;
+mod job;
+mod statements;
 
 use std::{
     collections::{BTreeMap, HashMap},
     panic::AssertUnwindSafe,
-    sync::Arc,
     time::Duration,
 };
 
 use deadpool_postgres::{Object, Pool, Transaction};
 use futures_util::FutureExt as _;
-use time::OffsetDateTime;
 
-use self::columns::Columns;
-use super::{Fence, error::BatchError, lanes::Batch, session, sql};
+pub use self::job::{Finish, Finished, Hold, Verdict};
+use self::{columns::Columns, statements::Statements};
+use super::{error::BatchError, lanes::Batch, session, sql::Function};
 use crate::{
     outcome::{ErrorCode, Failure, StepError},
-    request::Request,
-    steps::Steps,
     telemetry,
 };
 
-/// What the ledger is to write about a request.
-#[derive(Clone)]
-pub struct Finish {
-    /// The request.
-    pub request: Arc<Request>,
-    /// Whether it has a row already.
-    pub hold: Hold,
-    /// What its row shall say.
-    pub verdict: Verdict,
-    /// Whether the attempt counts.
-    pub charged: bool,
-    /// What the call answered, as JSON text: the second argument of the apply step.
-    pub response: Option<String>,
-    /// The apply step, where it is written in Rust.
-    pub steps: Option<Arc<dyn Steps>>,
-    /// The longest the apply step may take.
-    pub budget: Duration,
-    /// When it was received.
-    pub received_at: OffsetDateTime,
-}
-
-/// How a request stands in the ledger while it is worked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hold {
-    /// It has no row yet.
-    Fresh(Fence),
-    /// It has a running row under this fence.
-    Claimed(Fence),
-}
-
-impl Hold {
-    fn fence(self) -> i64 {
-        match self {
-            Self::Fresh(fence) | Self::Claimed(fence) => fence.0,
-        }
-    }
-}
-
-/// What a row shall say.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Verdict {
-    /// Apply it, and it is done.
-    Done,
-    /// It failed and goes on later.
-    Waiting {
-        /// What failed.
-        failure: Failure,
-        /// How long until it goes on.
-        due_in: Duration,
-    },
-    /// It waits for something, uncharged.
-    Parked {
-        /// What it waits for.
-        on: String,
-        /// How long until it is looked at again.
-        due_in: Duration,
-    },
-    /// It is given up.
-    Dead {
-        /// Why.
-        failure: Failure,
-    },
-}
-
-/// What became of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finished {
-    /// It is committed, with the apply step's value as JSON text.
-    Committed {
-        /// The value, if there is one.
-        result: Option<String>,
-    },
-    /// The ledger knew it already; nothing was changed.
-    Duplicate,
-    /// The ledger knows another request under this id; nothing was changed.
-    Reused,
-    /// Another worker has taken it over; nothing was changed.
-    Fenced,
-}
-
+/// Writes finishes, many in one transaction.
 pub(super) struct FinishBatch {
     pool: Pool,
     worker: String,
     statement_timeout: Duration,
-    /// With the functions of all kinds, for batches of several.
-    all: Texts,
-    /// With the function of one kind: Postgres refuses a statement for any function in it that is
-    /// not there or not to be called, and that must not be the fault of other kinds.
-    only: BTreeMap<String, Texts>,
-    /// Without functions, for what is not applied.
-    none: Texts,
-    lock: String,
-    look: String,
-    result: String,
-}
-
-/// The statements that apply functions.
-struct Texts {
-    insert: String,
-    update: String,
+    statements: Statements,
 }
 
 /// How much longer than its statements a visit may take before the connection is given up.
@@ -133,44 +38,10 @@ impl FinishBatch {
         schema: &str,
         worker: String,
         statement_timeout: Duration,
-        functions: &BTreeMap<String, sql::Function>,
+        functions: &BTreeMap<String, Function>,
     ) -> Self {
-        let statement = |text: &str| sql::in_schema(text, schema);
-        let texts = |functions: &BTreeMap<String, sql::Function>| {
-            let apply = sql::apply_expression(functions);
-            let text = |text: &str| {
-                statement(&text.replace("{apply}", &apply).replace("{input}", columns::INPUT))
-            };
-            Texts { insert: text(INSERT), update: text(UPDATE) }
-        };
-        let only = functions.iter().map(|(kind, function)| {
-            (kind.clone(), texts(&BTreeMap::from([(kind.clone(), function.clone())])))
-        });
-        Self {
-            pool,
-            worker,
-            statement_timeout,
-            all: texts(functions),
-            only: only.collect(),
-            none: texts(&BTreeMap::new()),
-            lock: statement(LOCK),
-            look: statement(LOOK),
-            result: statement(RESULT),
-        }
-    }
-
-    /// The statements with the functions that these jobs apply and, where they can be had so, with
-    /// no others. What fails in company is split, and so meets its own alone in the end.
-    fn texts(&self, jobs: &[&Finish]) -> &Texts {
-        let mut kinds =
-            jobs.iter().filter(|job| job.verdict == Verdict::Done).map(|job| &job.request.kind);
-        match kinds.next() {
-            None => &self.none,
-            Some(first) if kinds.all(|kind| kind == first) => {
-                self.only.get(first).unwrap_or(&self.none)
-            }
-            Some(_) => &self.all,
-        }
+        let statements = Statements::new(schema, functions);
+        Self { pool, worker, statement_timeout, statements }
     }
 
     async fn transact(
@@ -235,7 +106,7 @@ impl FinishBatch {
         jobs: &[&Finish],
         finished: &mut HashMap<String, Finished>,
     ) -> Result<(), BatchError> {
-        let insert = transaction.prepare_cached(&self.texts(jobs).insert).await?;
+        let insert = transaction.prepare_cached(&self.statements.applying(jobs).insert).await?;
         let rows = transaction.query(&insert, &Columns::of(jobs).parameters(&self.worker)).await?;
         let mut inserted = 0;
         for row in &rows {
@@ -259,9 +130,9 @@ impl FinishBatch {
         let ids: Vec<&str> = jobs.iter().map(|job| job.request.id.as_str()).collect();
         // Locked by a statement of its own: the next one then sees these rows as they stay, and
         // applies no function for a row that turns out to be somebody else's.
-        let lock = transaction.prepare_cached(&self.lock).await?;
+        let lock = transaction.prepare_cached(&self.statements.lock).await?;
         transaction.execute(&lock, &[&ids]).await?;
-        let update = transaction.prepare_cached(&self.texts(jobs).update).await?;
+        let update = transaction.prepare_cached(&self.statements.applying(jobs).update).await?;
         for row in transaction.query(&update, &Columns::of(jobs).parameters(&self.worker)).await? {
             finished.insert(row.get(0), Finished::Committed { result: row.get(1) });
         }
@@ -278,7 +149,7 @@ impl FinishBatch {
         let missing: Vec<&Finish> =
             jobs.iter().filter(|job| !finished.contains_key(&job.request.id)).collect();
         let ids: Vec<&str> = missing.iter().map(|job| job.request.id.as_str()).collect();
-        let look = transaction.prepare_cached(&self.look).await?;
+        let look = transaction.prepare_cached(&self.statements.look).await?;
         let rows = transaction.query(&look, &[&ids]).await?;
         let rows: HashMap<&str, _> = rows.iter().map(|row| (row.get(0), row)).collect();
         for job in missing {
@@ -340,7 +211,7 @@ impl FinishBatch {
             }
         };
         if let Some(result) = &result {
-            transaction.execute(&self.result, &[&job.request.id, result]).await?;
+            transaction.execute(&self.statements.result, &[&job.request.id, result]).await?;
         }
         Ok(vec![Finished::Committed { result }])
     }
@@ -372,65 +243,3 @@ impl Batch for FinishBatch {
         .await
     }
 }
-
-/// Inserts the rows that are not there yet and applies their functions, in the order of users and
-/// arrival: batches of other workers lock the rows of users in the same order, and the requests of
-/// one user are applied as they came. The functions are volatile, so Postgres evaluates them after
-/// the sort.
-const INSERT: &str = "\
-with input as (select * from {input}),
-todo as materialized (
-    select i.*, case when i.state = 'done' then {apply} end as result
-      from input i
-     where not exists (select from longshore.requests r where r.request_id = i.id)
-     order by i.user_id, i.ord
-), inserted as (
-    insert into longshore.requests
-        (request_id, kind, user_id, state, attempt, fence, from_queue, worker, due_at, parked_on,
-         error_code, error, result, digest, body, properties, deadline, published_at, received_at,
-         finished_at)
-    select id, kind, user_id, state, charged, fence, true, $1, now() + make_interval(secs => due_in),
-           parked_on, error_code, error, result, digest, body, properties::json, deadline,
-           published_at, received_at, case when state in ('done', 'dead') then clock_timestamp() end
-      from todo
-     order by ord
-        on conflict (request_id) do nothing
-    returning request_id, result
-), history as (
-    insert into longshore.attempts (request_id, attempt, worker, outcome, error_code, error)
-    select id, charged, $1, outcome, error_code, error from todo where outcome is not null
-)
-select todo.count, inserted.request_id, inserted.result::text
-  from (select count(*) from todo) todo left join inserted on true";
-
-const LOCK: &str = "\
-select 1 from longshore.requests where request_id = any($1) order by request_id for update";
-
-/// Finishes claimed rows that still carry our fence. See `update` for why they are locked already.
-const UPDATE: &str = "\
-with input as (select * from {input}),
-applied as materialized (
-    select i.*, r.attempt - 1 + i.charged as attempt, case when i.state = 'done' then {apply} end as result
-      from input i
-      join longshore.requests r on r.request_id = i.id and r.fence = i.fence and r.state = 'running'
-     order by i.user_id, i.ord
-), history as (
-    insert into longshore.attempts (request_id, attempt, worker, outcome, error_code, error)
-    select id, attempt, $1, outcome, error_code, error from applied where outcome is not null
-)
-update longshore.requests r
-   set state = a.state, attempt = a.attempt, worker = $1,
-       due_at = now() + make_interval(secs => a.due_in), parked_on = a.parked_on,
-       error_code = a.error_code, error = a.error, result = a.result,
-       body = case when a.state <> 'done' then r.body end,
-       properties = case when a.state <> 'done' then r.properties end,
-       finished_at = case when a.state in ('done', 'dead') then clock_timestamp() end
-  from applied a
- where r.request_id = a.id
-returning r.request_id, r.result::text";
-
-const LOOK: &str = "\
-select request_id, fence, digest, result::text, state <> 'running'
-  from longshore.requests where request_id = any($1)";
-
-const RESULT: &str = "update longshore.requests set result = $2::text::jsonb where request_id = $1";

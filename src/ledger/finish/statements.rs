@@ -1,0 +1,126 @@
+//! The statements of a finish, and which of them a batch takes.
+
+use std::collections::BTreeMap;
+
+use super::{Finish, Verdict, columns};
+use crate::ledger::sql::{self, Function};
+
+/// All statements, for one schema and one set of functions.
+pub(super) struct Statements {
+    /// With the functions of all kinds, for batches of several.
+    all: Applying,
+    /// With the function of one kind: Postgres refuses a statement for any function in it that is
+    /// not there or not to be called, and that must not be the fault of other kinds.
+    only: BTreeMap<String, Applying>,
+    /// Without functions, for what is not applied.
+    none: Applying,
+    pub(super) lock: String,
+    pub(super) look: String,
+    pub(super) result: String,
+}
+
+/// The statements that apply functions.
+pub(super) struct Applying {
+    pub(super) insert: String,
+    pub(super) update: String,
+}
+
+impl Statements {
+    pub(super) fn new(schema: &str, functions: &BTreeMap<String, Function>) -> Self {
+        let statement = |text: &str| sql::in_schema(text, schema);
+        let applying = |functions: &BTreeMap<String, Function>| {
+            let apply = sql::apply_expression(functions);
+            let text = |text: &str| {
+                statement(&text.replace("{apply}", &apply).replace("{input}", columns::INPUT))
+            };
+            Applying { insert: text(INSERT), update: text(UPDATE) }
+        };
+        let only = functions.iter().map(|(kind, function)| {
+            (kind.clone(), applying(&BTreeMap::from([(kind.clone(), function.clone())])))
+        });
+        Self {
+            all: applying(functions),
+            only: only.collect(),
+            none: applying(&BTreeMap::new()),
+            lock: statement(LOCK),
+            look: statement(LOOK),
+            result: statement(RESULT),
+        }
+    }
+
+    /// The statements with the functions that these jobs apply and, where they can be had so, with
+    /// no others. What fails in company is split, and so meets its own alone in the end.
+    pub(super) fn applying(&self, jobs: &[&Finish]) -> &Applying {
+        let mut kinds =
+            jobs.iter().filter(|job| job.verdict == Verdict::Done).map(|job| &job.request.kind);
+        match kinds.next() {
+            None => &self.none,
+            Some(first) if kinds.all(|kind| kind == first) => {
+                self.only.get(first).unwrap_or(&self.none)
+            }
+            Some(_) => &self.all,
+        }
+    }
+}
+
+/// Inserts the rows that are not there yet and applies their functions, in the order of users and
+/// arrival: batches of other workers lock the rows of users in the same order, and the requests of
+/// one user are applied as they came. The functions are volatile, so Postgres evaluates them after
+/// the sort.
+const INSERT: &str = "\
+with input as (select * from {input}),
+todo as materialized (
+    select i.*, case when i.state = 'done' then {apply} end as result
+      from input i
+     where not exists (select from longshore.requests r where r.request_id = i.id)
+     order by i.user_id, i.ord
+), inserted as (
+    insert into longshore.requests
+        (request_id, kind, user_id, state, attempt, fence, from_queue, worker, due_at, parked_on,
+         error_code, error, result, digest, body, properties, deadline, published_at, received_at,
+         finished_at)
+    select id, kind, user_id, state, charged, fence, true, $1, now() + make_interval(secs => due_in),
+           parked_on, error_code, error, result, digest, body, properties::json, deadline,
+           published_at, received_at, case when state in ('done', 'dead') then clock_timestamp() end
+      from todo
+     order by ord
+        on conflict (request_id) do nothing
+    returning request_id, result
+), history as (
+    insert into longshore.attempts (request_id, attempt, worker, outcome, error_code, error)
+    select id, charged, $1, outcome, error_code, error from todo where outcome is not null
+)
+select todo.count, inserted.request_id, inserted.result::text
+  from (select count(*) from todo) todo left join inserted on true";
+
+const LOCK: &str = "\
+select 1 from longshore.requests where request_id = any($1) order by request_id for update";
+
+/// Finishes claimed rows that still carry our fence. See `update` for why they are locked already.
+const UPDATE: &str = "\
+with input as (select * from {input}),
+applied as materialized (
+    select i.*, r.attempt - 1 + i.charged as attempt, case when i.state = 'done' then {apply} end as result
+      from input i
+      join longshore.requests r on r.request_id = i.id and r.fence = i.fence and r.state = 'running'
+     order by i.user_id, i.ord
+), history as (
+    insert into longshore.attempts (request_id, attempt, worker, outcome, error_code, error)
+    select id, attempt, $1, outcome, error_code, error from applied where outcome is not null
+)
+update longshore.requests r
+   set state = a.state, attempt = a.attempt, worker = $1,
+       due_at = now() + make_interval(secs => a.due_in), parked_on = a.parked_on,
+       error_code = a.error_code, error = a.error, result = a.result,
+       body = case when a.state <> 'done' then r.body end,
+       properties = case when a.state <> 'done' then r.properties end,
+       finished_at = case when a.state in ('done', 'dead') then clock_timestamp() end
+  from applied a
+ where r.request_id = a.id
+returning r.request_id, r.result::text";
+
+const LOOK: &str = "\
+select request_id, fence, digest, result::text, state <> 'running'
+  from longshore.requests where request_id = any($1)";
+
+const RESULT: &str = "update longshore.requests set result = $2::text::jsonb where request_id = $1";
