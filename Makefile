@@ -38,6 +38,6 @@ check: $(DENY) ## Formatting, lints, documentation, dependencies: all without a 
 bench: setup ## Measure requests a second on this machine
 	@cargo run --quiet --release --locked -p longshore-dev -- bench
 
-# Takes some minutes, once a checkout.
+# Takes some minutes, once a checkout. A debug build: it is used for seconds and built for minutes.
 $(TOOLS)/bin/cargo-deny:
-	cargo install --locked --root $(TOOLS) cargo-deny
+	cargo install --locked --debug --root $(TOOLS) cargo-deny
