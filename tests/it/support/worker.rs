@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     process::{ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -12,10 +12,10 @@ use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
     sync::watch,
-    time::timeout,
+    time::{Instant, interval, timeout},
 };
 
-use super::{PATIENCE, until};
+use super::PATIENCE;
 
 pub(crate) struct Worker {
     child: Child,
@@ -137,11 +137,24 @@ impl Worker {
 
     /// Waits until it consumes.
     pub(crate) async fn until_ready(&self) {
-        until("the worker is ready and consumes", async || {
-            let (status, body) = self.get("/health/ready").await?;
-            (status == 200 && body.contains("consuming")).then_some(())
-        })
-        .await;
+        let give_up = Instant::now() + PATIENCE;
+        let mut ticks = interval(Duration::from_millis(50));
+        loop {
+            ticks.tick().await;
+            let ready = self.get("/health/ready").await;
+            if ready
+                .as_ref()
+                .is_some_and(|(status, body)| *status == 200 && body.contains("consuming"))
+            {
+                return;
+            }
+            let late = Instant::now() > give_up;
+            assert!(
+                !late,
+                "the worker does not consume, it says {ready:?}; its log: {:#?}",
+                self.log()
+            );
+        }
     }
 
     /// Asks the admin server; nothing while it cannot be reached.
@@ -151,7 +164,7 @@ impl Worker {
             let listening = lines.iter().find(|line| line["event"] == "admin.listening")?;
             listening["address"].as_str()?.to_owned()
         };
-        let answer = reqwest::get(format!("http://{address}{path}")).await.ok()?;
+        let answer = client().get(format!("http://{address}{path}")).send().await.ok()?;
         Some((answer.status().as_u16(), answer.text().await.ok()?))
     }
 
@@ -209,4 +222,17 @@ impl Worker {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
+}
+
+/// One for all questions: making one reads the certificates of the system.
+fn client() -> &'static reqwest::Client {
+    static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
+    CLIENT.get_or_init(|| {
+        reqwest::Client::builder()
+            .no_proxy()
+            .timeout(Duration::from_secs(5))
+            .pool_max_idle_per_host(0)
+            .build()
+            .unwrap()
+    })
 }
