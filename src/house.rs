@@ -208,5 +208,5 @@ async fn migrated(ledger: &Ledger, config: &Config, stop: &Stop) -> Result<bool,
 /// How this worker is known to the broker, to Postgres and in the ledger.
 fn identity() -> String {
     let host = gethostname::gethostname();
-    format!("longshore@{}:{}", host.to_string_lossy(), process::id())
+    format!("longshore@{}:{}:{:04x}", host.to_string_lossy(), process::id(), fastrand::u16(..))
 }

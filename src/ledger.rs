@@ -137,7 +137,15 @@ impl Ledger {
     /// it is written at most once.
     pub async fn finish(&self, finish: Finish) -> Result<Finished, LedgerError> {
         let key = finish.request.user_id.clone();
-        let finished = self.finishes.submit(&key, finish).await;
+        let again = match finish.hold {
+            Hold::Claimed(fence) => Some(Finish { hold: Hold::Fresh(fence), ..finish.clone() }),
+            Hold::Fresh(_) => None,
+        };
+        let mut finished = self.finishes.submit(&key, finish).await;
+        // A failover that lost the claim: what we hold may be the only copy, so it is filed anew.
+        if let (Ok(Finished::Gone), Some(again)) = (&finished, again) {
+            finished = self.finishes.submit(&key, again).await;
+        }
         self.noticed(finished)
     }
 

@@ -94,7 +94,7 @@ impl Dependency {
 
     /// Whether the breaker would let a call through now.
     pub fn admits(&self) -> bool {
-        self.breaker().admits(Instant::now())
+        self.limit.available_permits() > 0 && self.breaker().admits(Instant::now())
     }
 
     /// Runs any work under the breaker, the limit and the timeout of this dependency, for

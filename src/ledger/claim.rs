@@ -164,7 +164,8 @@ select i.id, i.kind, i.user_id, 'running', 1, i.fence, true, $12,
    set attempt = case when r.fence = excluded.fence then r.attempt else r.attempt + 1 end,
        fence = excluded.fence, worker = excluded.worker, due_at = excluded.due_at
  where r.digest = excluded.digest and r.state = 'running'
-   and (r.fence = excluded.fence or (r.from_queue and excluded.request_id = any($13::text[])))
+   and (r.fence = excluded.fence or (r.from_queue and r.worker is distinct from excluded.worker
+                                     and excluded.request_id = any($13::text[])))
 returning r.request_id, r.attempt, r.attempt > 1";
 
 const LOOK: &str = "select request_id, digest from longshore.requests where request_id = any($1)";

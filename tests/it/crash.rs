@@ -8,7 +8,8 @@ use crate::support::{Load, Place, address, through, until};
 #[tokio::test]
 async fn a_worker_that_is_killed_again_and_again_loses_nothing() {
     let mut place = Place::new("killed").await;
-    place.set_value("LEDGER__LEASE_MARGIN", "1s").set_value("DEFAULTS__KIND__TIMEOUT", "2s");
+    place.set_value("LEDGER__LEASE_MARGIN", "1s").set_value("LEDGER__STATEMENT_TIMEOUT", "1s");
+    place.set_value("DEFAULTS__KIND__TIMEOUT", "2s");
     // Whatever was in work at a kill is charged for it.
     place.set_value("DEFAULTS__KIND__MAX_ATTEMPTS", "20");
     // Some calls fail, so that the kills also meet work that the ledger has brought up again.
