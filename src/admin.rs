@@ -76,7 +76,7 @@ impl Settings {
 pub enum Error {
     /// The address cannot be had.
     #[error(
-        "cannot listen on {bind}; set admin.bind to a free address of this host, or admin.enabled = false"
+        "cannot listen on {bind}: {source}; set admin.bind to a free address of this host, or admin.enabled = false"
     )]
     Bind {
         /// The address of the settings.

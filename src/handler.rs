@@ -4,6 +4,7 @@
 //! [`crate::outcome`]. An outcome that acknowledges is named only after the ledger has committed.
 
 mod attempt;
+mod holding;
 mod reply;
 mod write;
 
@@ -13,8 +14,11 @@ use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-pub(crate) use self::attempt::{Attempt, Started};
 use self::write::unwritten;
+pub(crate) use self::{
+    attempt::{Attempt, Started},
+    holding::Holding,
+};
 use crate::{
     downstream::Downstream,
     kind::{Kind, Kinds, Work},
@@ -34,6 +38,7 @@ pub(crate) struct Handler {
     pub(crate) kinds: Kinds,
     pub(crate) replies: Replies,
     pub(crate) pauses: Pauses,
+    pub(crate) holding: Holding,
     /// Larger bodies are not read.
     pub(crate) max_message_bytes: usize,
 }
@@ -97,7 +102,7 @@ impl Handler {
         if kind.has_call() || redelivered {
             match self.claim(kind, &request, redelivered, attempt).await {
                 Ok(Claimed::Run { attempt: number, taken_over }) => {
-                    attempt.claimed(&request, number);
+                    attempt.claimed(number);
                     if taken_over {
                         metrics::taken_over();
                     }

@@ -5,17 +5,17 @@ mod upkeep;
 use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use self::upkeep::House;
 use crate::{
     admin::{self, Admin},
     config::Config,
     downstream::Downstream,
-    handler::Handler,
+    handler::{Handler, Holding},
     kind::{self, Kinds},
     ledger::{Ledger, LedgerError, Schema},
-    pause::Pauses,
+    pause::{Pauses, Reason},
     queue::{self, Identity},
     stack,
     steps::Steps,
@@ -124,13 +124,17 @@ async fn work(
         pauses.clone(),
     )
     .map_err(|error| RunError::Settings(format!("ledger: {error}")))?;
-    if !migrated(&ledger, &config, &stop).await? {
+    if !migrated(&ledger, &config, &stop, &pauses).await? {
         ledger.close();
         let drained = Drained::unstarted();
         tell(&drained);
         return Ok(drained);
     }
     ledger.start();
+    for finding in ledger.functions(&kind::functions(&config.kinds)).await {
+        // Not a reason to stay away: the other kinds can be worked.
+        error!(event = "worker.function_unusable", finding, "requests of a kind will fail");
+    }
     let settings = config.queue.clone();
     let (queue, inbox) =
         queue::start(settings, pauses.clone(), stop.clone(), Identity { name: identity })
@@ -142,10 +146,11 @@ async fn work(
         kinds,
         replies: queue.replies(),
         pauses: pauses.clone(),
+        holding: Holding::default(),
         max_message_bytes: config.worker.max_message_bytes,
     });
-    let worker = Worker::new(handler, config.worker.clone(), pauses, stop.clone());
-    let upkeep = upkeep::start(house.clone(), ledger.clone(), &config, worker.slots.clone());
+    let worker = Worker::new(handler.clone(), config.worker.clone(), pauses, stop.clone());
+    let upkeep = upkeep::start(house.clone(), handler, &config, worker.slots.clone());
     let lost_before = async {
         stop.asked().await;
         queue.lost()
@@ -176,7 +181,12 @@ fn tell(drained: &Drained) {
 }
 
 /// Waits for Postgres and looks at the ledger's tables; false when a stop came first.
-async fn migrated(ledger: &Ledger, config: &Config, stop: &Stop) -> Result<bool, RunError> {
+async fn migrated(
+    ledger: &Ledger,
+    config: &Config,
+    stop: &Stop,
+    pauses: &Pauses,
+) -> Result<bool, RunError> {
     let mut told = false;
     loop {
         let looked = tokio::select! {
@@ -185,15 +195,24 @@ async fn migrated(ledger: &Ledger, config: &Config, stop: &Stop) -> Result<bool,
             looked = ledger.schema() => looked,
         };
         match looked {
-            Ok(Schema::Current) => return Ok(true),
+            Ok(Schema::Current) => {
+                if pauses.remove(&Reason::Postgres) {
+                    metrics::paused(&Reason::Postgres.to_string(), false);
+                }
+                return Ok(true);
+            }
             Ok(schema) => return Err(RunError::Schema(schema.remedy(&config.ledger.schema))),
             Err(LedgerError::Away(error)) => {
                 if !told {
                     warn!(
                         event = "ledger.away",
-                        error, "postgres is away, nothing is consumed until it is there"
+                        error,
+                        endpoint = ledger.endpoint(),
+                        "postgres is away, nothing is consumed until it is there"
                     );
                     told = true;
+                    metrics::paused(&Reason::Postgres.to_string(), true);
+                    pauses.add(Reason::Postgres);
                 }
             }
             Err(LedgerError::Step(error)) => return Err(RunError::Schema(format!("{error:?}"))),

@@ -55,6 +55,7 @@ pub struct Ledger {
     pool: Pool,
     settings: Settings,
     worker: String,
+    endpoint: String,
     pauses: Pauses,
     away: Notify,
     statements: Statements,
@@ -64,6 +65,7 @@ pub struct Ledger {
 
 struct Statements {
     due: String,
+    renew: String,
     unreadable: String,
     counts: String,
     prune: [String; 2],
@@ -95,6 +97,7 @@ impl Ledger {
         );
         let statements = Statements {
             due: sql::in_schema(due::DUE, schema),
+            renew: sql::in_schema(due::RENEW, schema),
             unreadable: sql::in_schema(keep::UNREADABLE, schema),
             counts: sql::in_schema(keep::COUNTS, schema),
             prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),
@@ -104,6 +107,7 @@ impl Ledger {
             finishes: lanes::Lanes::start(Arc::new(finish), settings.lanes, bounds),
             pool,
             worker: worker.to_owned(),
+            endpoint: pool::endpoint(&settings),
             pauses,
             away: Notify::new(),
             statements,
@@ -147,6 +151,11 @@ impl Ledger {
             finished = self.finishes.submit(&key, again).await;
         }
         self.noticed(finished)
+    }
+
+    /// Which database this is, for people; without the password.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
     }
 
     /// How often due work is to be looked for.

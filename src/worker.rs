@@ -124,7 +124,19 @@ impl Worker {
                     () = back => continue,
                 }
             }
+            let mut reasons = self.pauses.subscribe();
+            reasons.mark_unchanged();
             let Some(first) = self.slot().await else { return };
+            if reasons.has_changed().unwrap_or(true) {
+                // The wait may have lasted through an outage: see above.
+                drop(first);
+                at_once = false;
+                tokio::select! {
+                    biased;
+                    () = self.stop.asked() => return,
+                    () = sleep(HEAD_START) => continue,
+                }
+            }
             let mut slots = vec![first];
             while slots.len() < most
                 && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned()
@@ -132,7 +144,13 @@ impl Worker {
                 slots.push(slot);
             }
             let closed_to = self.handler.downstream.not_admitting();
-            let Ok(due) = self.handler.ledger.due(slots.len(), &closed_to, lease).await else {
+            let due = tokio::select! {
+                biased;
+                // What it has claimed by then comes back with its lease.
+                () = self.stop.forced() => return,
+                due = self.handler.ledger.due(slots.len(), &closed_to, lease) => due,
+            };
+            let Ok(due) = due else {
                 at_once = false;
                 continue;
             };
@@ -189,7 +207,7 @@ impl Worker {
 
 /// One attempt: a panic is an outcome, and so is an interruption.
 async fn work(handler: &Handler, started: Started, stop: &Stop, tally: &Tally) -> Outcome {
-    let mut attempt = Attempt::new(&started);
+    let mut attempt = Attempt::new(&started, &handler.holding);
     let worked = tokio::select! {
         biased;
         worked = AssertUnwindSafe(handler.handle(started, &mut attempt)).catch_unwind() => Some(worked),

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
+use super::holding::{Held, Holding};
 use crate::{
     ledger::{Due, Fence, Finish, Hold, Verdict},
     outcome::Outcome,
@@ -35,7 +36,7 @@ pub(crate) struct Attempt {
     source: &'static str,
     redelivered: bool,
     /// The request that has a running row under our fence, or may have one.
-    held: Option<Arc<Request>>,
+    held: Option<(Arc<Request>, Option<Held>)>,
     request: Option<Arc<Request>>,
     malformed: Option<(Option<String>, Option<String>, Option<String>)>,
     pub(super) claim: Option<Duration>,
@@ -44,7 +45,7 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(started: &Started) -> Self {
+    pub(crate) fn new(started: &Started, holding: &Holding) -> Self {
         let attempt = Self {
             started: Instant::now(),
             received_at: OffsetDateTime::now_utc(),
@@ -67,7 +68,9 @@ impl Attempt {
                 fence: due.fence,
                 number: due.attempt,
                 source: "due",
-                held: due.request.as_ref().ok().cloned(),
+                held: due.request.as_ref().ok().map(|request| {
+                    (Arc::clone(request), Some(holding.hold(&request.id, due.fence)))
+                }),
                 ..attempt
             },
         }
@@ -83,17 +86,23 @@ impl Attempt {
     }
 
     /// From here on the ledger may hold a running row for it.
-    pub(super) fn claiming(&mut self, request: &Arc<Request>) {
-        self.held = Some(Arc::clone(request));
+    pub(super) fn claiming(&mut self, request: &Arc<Request>, holding: &Holding) {
+        self.held = Some((Arc::clone(request), Some(holding.hold(&request.id, self.fence))));
     }
 
-    pub(super) fn claimed(&mut self, request: &Arc<Request>, number: u32) {
-        self.held = Some(Arc::clone(request));
+    /// Its lease is not renewed any more: should this attempt not end, others may take it over.
+    pub(super) fn let_lease_run(&mut self) {
+        if let Some((_, held)) = &mut self.held {
+            *held = None;
+        }
+    }
+
+    pub(super) fn claimed(&mut self, number: u32) {
         self.number = number;
     }
 
     pub(super) fn held(&self) -> Option<Arc<Request>> {
-        self.held.clone()
+        self.held.as_ref().map(|(request, _)| Arc::clone(request))
     }
 
     pub(super) fn finish(&self, request: &Arc<Request>, verdict: Verdict, charged: bool) -> Finish {

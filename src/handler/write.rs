@@ -17,6 +17,10 @@ use crate::{
 /// The least time that an apply step is given, however little its call has left.
 const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
 
+/// So often in a row Postgres may go away with the same request before its lease is no longer
+/// renewed.
+const SUSPECT: u32 = 3;
+
 /// How many probe intervals a request that Postgres goes away with is held back at most.
 const MOST_AWAY: u32 = 10;
 
@@ -39,10 +43,15 @@ impl Handler {
             lease: kind.timeout + self.ledger.lease_margin(),
             received_at: attempt.received_at,
         };
-        attempt.claiming(request);
+        attempt.claiming(request, &self.holding);
         loop {
             match self.ledger.claim(claim.clone()).await {
                 Err(LedgerError::Away(_)) => self.pauses.until_without(&Reason::Postgres).await,
+                Err(error) => {
+                    // It is given back and comes again at once: not faster than this.
+                    sleep(self.ledger.probe_interval()).await;
+                    return Err(error);
+                }
                 other => {
                     attempt.claim = Some(started.elapsed());
                     return other;
@@ -86,6 +95,10 @@ impl Handler {
                     // each time. Until its lease runs out the others get their turn between.
                     sleep(self.ledger.probe_interval() * away).await;
                     away = (away + 1).min(MOST_AWAY);
+                    if away == SUSPECT {
+                        // Then it must be counted like one that ends its worker.
+                        attempt.let_lease_run();
+                    }
                 }
                 finished => {
                     attempt.finish = Some(started.elapsed());
@@ -157,6 +170,7 @@ impl Handler {
             Finished::Committed { .. } => Outcome::Done,
             Finished::Duplicate => Outcome::Duplicate,
             Finished::Reused => self.reused(request).await,
+            Finished::Gone => Outcome::GivenBack { why: GiveBack::Postgres },
             Finished::Fenced => {
                 metrics::fenced();
                 Outcome::Duplicate

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::{
     admin::{Health, Readiness},
     config::Config,
+    handler::Handler,
     ledger::{Counts, Ledger},
     pause::{Pauses, Reason},
     queue::Status,
@@ -68,20 +69,38 @@ impl Health for House {
 /// Starts the upkeep; it ends when the set is dropped.
 pub(super) fn start(
     house: Arc<House>,
-    ledger: Arc<Ledger>,
+    handler: Arc<Handler>,
     config: &Config,
     slots: Arc<Semaphore>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let limits = config
-        .dependencies
-        .iter()
-        .map(|(name, dependency)| (name.clone(), dependency.max_parked))
-        .collect();
+    let dependencies = config.dependencies.iter();
+    let limits =
+        dependencies.map(|(name, dependency)| (name.clone(), dependency.max_parked)).collect();
+    let ledger = handler.ledger.clone();
     tasks.spawn(tell_pauses(house.pauses.clone()));
     tasks.spawn(count(house.pauses.clone(), ledger, limits, config.worker.counts_interval));
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
+    tasks.spawn(renew_leases(handler));
     tasks
+}
+
+/// Renews the leases of what is worked here, so that only the work of the dead is taken over.
+async fn renew_leases(handler: Arc<Handler>) {
+    let margin = handler.ledger.lease_margin();
+    let lease = handler.kinds.longest_timeout() + margin;
+    let mut ticks = interval(margin / 2);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        handler.pauses.until_without(&Reason::Postgres).await;
+        let held = handler.holding.all();
+        if !held.is_empty()
+            && let Err(error) = handler.ledger.renew(&held, lease).await
+        {
+            tracing::debug!(event = "ledger.renew_failed", %error, "leases were not renewed");
+        }
+    }
 }
 
 /// Tells log and metrics each reason that comes and goes.

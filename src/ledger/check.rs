@@ -7,9 +7,10 @@ use super::{Function, Ledger, Schema, error::LedgerError, session};
 impl Ledger {
     /// Looks whether a worker with these functions could work, and says what is in the way.
     pub async fn findings(&self, functions: &BTreeMap<String, Function>) -> Vec<String> {
-        if let Err(error) = self.probe().await {
+        let endpoint = self.endpoint();
+        if let Err(error) = self.reach().await {
             return vec![format!(
-                "{}; see that it runs, that the user may log in, and that ledger.url names it",
+                "{endpoint}: {}; see that it runs, that the user may log in, and that ledger.url names it",
                 plain(&error)
             )];
         }
@@ -19,6 +20,13 @@ impl Ledger {
             Ok(schema) => findings.push(schema.remedy(&self.settings.schema)),
             Err(error) => findings.push(plain(&error)),
         }
+        findings.extend(self.functions(functions).await);
+        findings
+    }
+
+    /// Looks whether the functions of the kinds are there and may be called, and says what is not.
+    pub async fn functions(&self, functions: &BTreeMap<String, Function>) -> Vec<String> {
+        let mut findings = Vec::new();
         for (kind, function) in functions {
             findings.extend(self.function(kind, function).await);
         }

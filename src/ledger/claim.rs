@@ -5,7 +5,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use deadpool_postgres::{Object, Pool};
 use time::OffsetDateTime;
 
-use super::{Fence, error::BatchError, lanes::Batch, session, sql};
+use super::{
+    Fence,
+    error::{BatchError, own},
+    lanes::Batch,
+    session, sql,
+};
 use crate::request::Request;
 
 /// A request that wants to run.
@@ -76,7 +81,7 @@ impl ClaimBatch {
             requests().map(Request::published_at).collect();
         let received: Vec<OffsetDateTime> = jobs.iter().map(|job| job.received_at).collect();
 
-        let claim = client.prepare_cached(&self.claim).await?;
+        let claim = client.prepare_cached(&self.claim).await.map_err(own)?;
         let rows = client
             .query(
                 &claim,
@@ -96,7 +101,8 @@ impl ClaimBatch {
                     &redelivered,
                 ],
             )
-            .await?;
+            .await
+            .map_err(own)?;
         let mut claimed: HashMap<String, Claimed> = rows
             .iter()
             .map(|row| {
@@ -107,8 +113,8 @@ impl ClaimBatch {
         if claimed.len() < jobs.len() {
             let missing: Vec<&str> =
                 ids.iter().copied().filter(|id| !claimed.contains_key(*id)).collect();
-            let look = client.prepare_cached(&self.look).await?;
-            for row in client.query(&look, &[&missing]).await? {
+            let look = client.prepare_cached(&self.look).await.map_err(own)?;
+            for row in client.query(&look, &[&missing]).await.map_err(own)? {
                 let (id, digest): (String, Vec<u8>) = (row.get(0), row.get(1));
                 let ours = ids.iter().position(|ours| *ours == id).map(|index| &digests[index]);
                 let known =

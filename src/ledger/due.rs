@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::{
     Fence, Ledger,
-    error::{BatchError, LedgerError},
+    error::{BatchError, LedgerError, own},
     session,
 };
 use crate::request::{self, Malformed, Message, Properties, Request};
@@ -41,14 +41,41 @@ impl Ledger {
     ) -> Result<Vec<Due>, LedgerError> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let claimed = session::with(&self.pool, self.patience(), async |client| {
-            let statement = client.prepare_cached(&self.statements.due).await?;
+            let statement = client.prepare_cached(&self.statements.due).await.map_err(own)?;
             let rows = client
                 .query(&statement, &[&limit, &closed_to, &self.worker, &lease.as_secs_f64()])
-                .await?;
+                .await
+                .map_err(own)?;
             rows.iter().map(read).collect::<Result<Vec<Due>, BatchError>>()
         })
         .await;
         self.noticed(claimed.map_err(LedgerError::from))
+    }
+}
+
+impl Ledger {
+    /// Extends the leases of what is still worked here: a finish that waits behind a slow function
+    /// is no sign of a dead worker.
+    ///
+    /// # Errors
+    /// [`LedgerError::Away`]; the leases then run on.
+    pub async fn renew(
+        &self,
+        held: &[(String, Fence)],
+        lease: Duration,
+    ) -> Result<(), LedgerError> {
+        let ids: Vec<&str> = held.iter().map(|(id, _)| id.as_str()).collect();
+        let fences: Vec<i64> = held.iter().map(|(_, fence)| fence.0).collect();
+        let renewed = session::with(&self.pool, self.patience(), async |client| {
+            let statement = client.prepare_cached(&self.statements.renew).await.map_err(own)?;
+            client
+                .execute(&statement, &[&ids, &fences, &lease.as_secs_f64()])
+                .await
+                .map_err(own)?;
+            Ok(())
+        })
+        .await;
+        self.noticed(renewed.map_err(LedgerError::from))
     }
 }
 
@@ -91,3 +118,9 @@ update longshore.requests r
  where r.request_id = due.request_id
 returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text,
           due.state = 'running', r.received_at";
+
+pub(super) const RENEW: &str = "\
+update longshore.requests r
+   set due_at = now() + make_interval(secs => $3)
+  from unnest($1::text[], $2::bigint[]) as held(id, fence)
+ where r.request_id = held.id and r.fence = held.fence and r.state = 'running'";

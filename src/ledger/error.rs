@@ -44,6 +44,18 @@ impl From<tokio_postgres::Error> for BatchError {
     }
 }
 
+/// An error of a statement of ours that applies nothing. Where it is neither a value (22, 23, 54)
+/// nor a lock or a timeout (40, 55, 57), it is the ledger that cannot be worked with: its table is
+/// gone, a right was taken away, a disk fails. That would meet every request alike and is none's
+/// fault.
+pub(super) fn own(error: tokio_postgres::Error) -> BatchError {
+    let class = error.code().and_then(|state| state.code().get(..2).map(str::to_owned));
+    match class.as_deref() {
+        None | Some("22" | "23" | "40" | "54" | "55" | "57") => error.into(),
+        Some(_) => BatchError::Away(describe(&error)),
+    }
+}
+
 impl From<PoolError> for BatchError {
     fn from(error: PoolError) -> Self {
         Self::Away(describe_pool(&error))
@@ -98,9 +110,17 @@ pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
     }
 }
 
+/// Where in Postgres' source a PL/pgSQL `raise` comes from; the error report names it.
+const RAISE: &str = "exec_stmt_raise";
+
 /// The server's words without the values: DETAIL may quote a row, and rows hold users' data.
 pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     let text = match error.as_db_error() {
+        // What a function raises is its author's choice of words. What Postgres says of a value that
+        // does not fit quotes the value.
+        Some(db) if db.code().code().starts_with("22") && db.routine() != Some(RAISE) => {
+            format!("a value does not fit (SQLSTATE {})", db.code().code())
+        }
         Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
         None => match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),

@@ -15,7 +15,12 @@ use futures_util::FutureExt as _;
 
 pub use self::job::{Finish, Finished, Hold, Verdict};
 use self::{columns::Columns, statements::Statements};
-use super::{error::BatchError, lanes::Batch, session, sql::Function};
+use super::{
+    error::{BatchError, own},
+    lanes::Batch,
+    session,
+    sql::Function,
+};
 use crate::{
     outcome::{ErrorCode, Failure, StepError},
     telemetry,
@@ -106,8 +111,12 @@ impl FinishBatch {
         jobs: &[&Finish],
         finished: &mut HashMap<String, Finished>,
     ) -> Result<(), BatchError> {
-        let insert = transaction.prepare_cached(&self.statements.applying(jobs).insert).await?;
-        let rows = transaction.query(&insert, &Columns::of(jobs).parameters(&self.worker)).await?;
+        let failed = failing(jobs);
+        let insert = &self.statements.applying(jobs).insert;
+        let insert = transaction.prepare_cached(insert).await.map_err(failed)?;
+        let columns = Columns::of(jobs);
+        let rows =
+            transaction.query(&insert, &columns.parameters(&self.worker)).await.map_err(failed)?;
         let mut inserted = 0;
         for row in &rows {
             if let Some(id) = row.get::<_, Option<String>>(1) {
@@ -130,10 +139,15 @@ impl FinishBatch {
         let ids: Vec<&str> = jobs.iter().map(|job| job.request.id.as_str()).collect();
         // Locked by a statement of its own: the next one then sees these rows as they stay, and
         // applies no function for a row that turns out to be somebody else's.
-        let lock = transaction.prepare_cached(&self.statements.lock).await?;
-        transaction.execute(&lock, &[&ids]).await?;
-        let update = transaction.prepare_cached(&self.statements.applying(jobs).update).await?;
-        for row in transaction.query(&update, &Columns::of(jobs).parameters(&self.worker)).await? {
+        let lock = transaction.prepare_cached(&self.statements.lock).await.map_err(own)?;
+        transaction.execute(&lock, &[&ids]).await.map_err(own)?;
+        let failed = failing(jobs);
+        let update = &self.statements.applying(jobs).update;
+        let update = transaction.prepare_cached(update).await.map_err(failed)?;
+        let columns = Columns::of(jobs);
+        for row in
+            transaction.query(&update, &columns.parameters(&self.worker)).await.map_err(failed)?
+        {
             finished.insert(row.get(0), Finished::Committed { result: row.get(1) });
         }
         Ok(())
@@ -149,14 +163,13 @@ impl FinishBatch {
         let missing: Vec<&Finish> =
             jobs.iter().filter(|job| !finished.contains_key(&job.request.id)).collect();
         let ids: Vec<&str> = missing.iter().map(|job| job.request.id.as_str()).collect();
-        let look = transaction.prepare_cached(&self.statements.look).await?;
-        let rows = transaction.query(&look, &[&ids]).await?;
+        let look = transaction.prepare_cached(&self.statements.look).await.map_err(own)?;
+        let rows = transaction.query(&look, &[&ids]).await.map_err(own)?;
         let rows: HashMap<&str, _> = rows.iter().map(|row| (row.get(0), row)).collect();
         for job in missing {
             let Some(row) = rows.get(job.request.id.as_str()) else {
-                // Its row is gone. A claimed one can only have been taken over, done and pruned.
                 if let Hold::Claimed(_) = job.hold {
-                    finished.insert(job.request.id.clone(), Finished::Fenced);
+                    finished.insert(job.request.id.clone(), Finished::Gone);
                 }
                 continue;
             };
@@ -215,6 +228,11 @@ impl FinishBatch {
         }
         Ok(vec![Finished::Committed { result }])
     }
+}
+
+/// Whose fault an error of these jobs' statement is: with a function in it, theirs.
+fn failing(jobs: &[&Finish]) -> fn(tokio_postgres::Error) -> BatchError {
+    if jobs.iter().any(|job| job.verdict == Verdict::Done) { BatchError::from } else { own }
 }
 
 impl Batch for FinishBatch {

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::{
     Ledger,
-    error::{BatchError, LedgerError},
+    error::{BatchError, LedgerError, own},
     pool, session,
 };
 use crate::{outcome::Failure, pause::Reason, request::Message, telemetry::metrics};
@@ -26,6 +26,9 @@ pub struct Counts {
     /// Given up.
     pub dead: u64,
 }
+
+/// How long a prepared statement, and with it its plan, is kept.
+const REPLAN: Duration = Duration::from_secs(30);
 
 impl Ledger {
     /// Keeps a message that cannot be filed under an id of its own, whole. The same message
@@ -44,10 +47,11 @@ impl Ledger {
             Sha256::new().chain_update(&message.body).chain_update(&properties).finalize().to_vec();
         let error = failure.error.replace('\0', "");
         let kept = session::with(&self.pool, self.patience(), async |client| {
-            let statement = client.prepare_cached(&self.statements.unreadable).await?;
+            let statement =
+                client.prepare_cached(&self.statements.unreadable).await.map_err(own)?;
             let row: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
                 [&digest, &id, &failure.code.name(), &error, &&*message.body, &properties];
-            client.execute(&statement, &row).await?;
+            client.execute(&statement, &row).await.map_err(own)?;
             Ok(())
         })
         .await;
@@ -60,9 +64,9 @@ impl Ledger {
     /// [`LedgerError::Away`].
     pub async fn counts(&self) -> Result<Counts, LedgerError> {
         let counts = session::with(&self.pool, self.patience(), async |client| {
-            let statement = client.prepare_cached(&self.statements.counts).await?;
+            let statement = client.prepare_cached(&self.statements.counts).await.map_err(own)?;
             let mut counts = Counts::default();
-            for row in client.query(&statement, &[]).await? {
+            for row in client.query(&statement, &[]).await.map_err(own)? {
                 let rows = u64::try_from(row.get::<_, i64>(2)).unwrap_or_default();
                 match row.get(0) {
                     "running" => counts.running += rows,
@@ -77,20 +81,13 @@ impl Ledger {
         self.noticed(counts.map_err(LedgerError::from))
     }
 
-    /// Deletes one batch of old rows; returns how many.
-    ///
-    /// # Errors
-    /// [`LedgerError::Away`].
-    pub async fn prune(&self) -> Result<u64, LedgerError> {
+    /// Deletes one batch of old rows by one of the statements; returns how many.
+    async fn prune(&self, sql: &str) -> Result<u64, LedgerError> {
         let keep = self.settings.keep_done.as_secs_f64();
         let limit = i64::from(self.settings.prune_rows);
         let pruned = session::with(&self.pool, self.patience(), async |client| {
-            let mut pruned = 0;
-            for sql in &self.statements.prune {
-                let statement = client.prepare_cached(sql).await?;
-                pruned += client.execute(&statement, &[&keep, &limit]).await?;
-            }
-            Ok(pruned)
+            let statement = client.prepare_cached(sql).await.map_err(own)?;
+            client.execute(&statement, &[&keep, &limit]).await.map_err(own)
         })
         .await;
         self.noticed(pruned.map_err(LedgerError::from))
@@ -103,7 +100,9 @@ impl Ledger {
         {
             warn!(
                 event = "ledger.away",
-                error, "postgres is away, nothing is consumed until it is back"
+                error,
+                endpoint = self.endpoint,
+                "postgres is away, nothing is consumed until it is back"
             );
             self.away.notify_one();
         }
@@ -115,12 +114,15 @@ impl Ledger {
         loop {
             self.away.notified().await;
             let since = Instant::now();
-            while let Err(error) = self.probe().await {
+            loop {
+                // Before the first look as well: what answers a look may still refuse the work, and
+                // then away and back would follow each other as fast as they can.
+                sleep(self.settings.probe_interval).await;
                 if self.pool.is_closed() {
                     return;
                 }
+                let Err(error) = self.probe().await else { break };
                 tracing::debug!(event = "ledger.still_away", %error, "postgres is still away");
-                sleep(self.settings.probe_interval).await;
             }
             info!(
                 event = "ledger.back",
@@ -131,28 +133,52 @@ impl Ledger {
         }
     }
 
-    /// Whether Postgres takes writes.
-    pub(super) async fn probe(&self) -> Result<(), LedgerError> {
+    /// Whether the ledger can be written.
+    async fn probe(&self) -> Result<(), LedgerError> {
+        self.reach().await?;
+        let table = format!("{}.requests", self.settings.schema);
         let probed = session::with(&self.pool, self.patience(), async |client| {
+            let may =
+                "select has_table_privilege($1, 'insert') and has_table_privilege($1, 'update')";
+            if client.query_one(may, &[&table]).await.map_err(own)?.get(0) {
+                Ok(())
+            } else {
+                Err(BatchError::Away(format!("{table} may not be written")))
+            }
+        })
+        .await;
+        probed.map_err(LedgerError::from)
+    }
+
+    /// Whether Postgres is there and takes writes.
+    pub(super) async fn reach(&self) -> Result<(), LedgerError> {
+        let reached = session::with(&self.pool, self.patience(), async |client| {
             let row = client
                 .query_one(
                     "select pg_is_in_recovery() or current_setting('transaction_read_only') = 'on'",
                     &[],
                 )
-                .await?;
+                .await
+                .map_err(own)?;
             if row.get(0) { Err(BatchError::Away("it is read-only".to_owned())) } else { Ok(()) }
         })
         .await;
-        probed.map_err(LedgerError::from)
+        reached.map_err(LedgerError::from)
     }
 
     /// Runs until the ledger is closed: closes idle connections and exports the pool.
     pub(super) async fn tidy(self: Arc<Self>) {
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut planned = Instant::now();
         while !self.pool.is_closed() {
             ticks.tick().await;
             pool::tidy(&self.pool, self.settings.pool.max_idle);
+            // Plans made for a table that was empty then read all of it when it no longer is.
+            if planned.elapsed() > REPLAN {
+                self.pool.manager().statement_caches.clear();
+                planned = Instant::now();
+            }
         }
     }
 
@@ -165,12 +191,15 @@ impl Ledger {
             if self.pauses.contains(&Reason::Postgres) {
                 continue;
             }
-            // A full batch means that there is more; a short one that there is not.
             let mut all = 0;
-            while let Ok(pruned) = self.prune().await {
-                all += pruned;
-                if pruned < u64::from(self.settings.prune_rows) {
-                    break;
+            for sql in &self.statements.prune {
+                // A full batch means that there is more; a short one that there is not. What fails
+                // with one table is no reason not to go on with the other.
+                while let Ok(pruned) = self.prune(sql).await {
+                    all += pruned;
+                    if pruned < u64::from(self.settings.prune_rows) {
+                        break;
+                    }
                 }
             }
             if all > 0 {

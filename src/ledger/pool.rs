@@ -12,7 +12,10 @@ use rustls::{
 };
 use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
-use tokio_postgres::{NoTls, config::SslMode};
+use tokio_postgres::{
+    NoTls,
+    config::{Host, SslMode},
+};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::settings::Settings;
@@ -107,6 +110,21 @@ pub(super) fn connection_config(
     config.keepalives_retries(3);
     config.tcp_user_timeout(Duration::from_secs(10));
     Ok((config, tls))
+}
+
+/// Where the settings lead, without the password.
+pub(super) fn endpoint(settings: &Settings) -> String {
+    let Ok((config, _)) = connection_config(settings) else {
+        return "an unreadable url".to_owned();
+    };
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        Some(Host::Unix(path)) => path.display().to_string(),
+        None => "?".to_owned(),
+    };
+    let port = config.get_ports().first().copied().unwrap_or(5432);
+    let user = config.get_user().unwrap_or("the system's user");
+    format!("{host}:{port}/{} as {user}", config.get_dbname().unwrap_or(user))
 }
 
 /// libpq's `verify-ca` and `verify-full`, which tokio-postgres does not know, become `require`:

@@ -16,6 +16,8 @@ const CEILINGS: &[(&str, LevelFilter)] = &[
     // It prints frames, returned messages with their bodies, and an ERROR for each lost connection,
     // which the queue room tells in words of its own.
     ("lapin", LevelFilter::OFF),
+    // It tells of each connection that was lost, which the ledger tells once and in its own words.
+    ("deadpool", LevelFilter::OFF),
     // At DEBUG it prints each statement with its parameters: payloads.
     ("tokio_postgres", LevelFilter::INFO),
     // At DEBUG these print addresses and headers.
@@ -60,7 +62,9 @@ fn is_level(word: &str) -> bool {
 pub(super) fn below_ceiling(metadata: &Metadata<'_>) -> bool {
     let target = metadata.target();
     let ceiling = CEILINGS.iter().find(|(prefix, _)| {
-        target.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        target
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with("::") || rest.starts_with('.'))
     });
     ceiling.is_none_or(|(_, most)| metadata.level() <= most)
 }

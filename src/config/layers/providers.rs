@@ -5,6 +5,9 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
+/// How the source of such a value begins.
+pub(super) const VARIABLE: &str = "environment variable";
+
 /// One environment variable, whose value stays text: `PASSWORD=0123` is no number.
 pub(super) struct Variable {
     pub(super) name: String,
@@ -14,7 +17,7 @@ pub(super) struct Variable {
 
 impl Provider for Variable {
     fn metadata(&self) -> Metadata {
-        Metadata::named(format!("environment variable {}", self.name))
+        Metadata::named(format!("{VARIABLE} {}", self.name))
     }
 
     fn data(&self) -> Result<Map<Profile, Dict>, Error> {

@@ -7,6 +7,7 @@ use figment::value::{Dict, Value};
 use super::{
     BUILT_IN, Layers,
     dict::{find, put},
+    providers::VARIABLE,
 };
 
 impl Layers {
@@ -41,8 +42,16 @@ impl Layers {
                 self.add(&key, "must be the path of a file, as a string".to_owned());
                 continue;
             };
+            let (beside, ours) = (self.source_of(&place), self.source_of(&file_place));
+            let by_variable = |source: &str| source.starts_with(VARIABLE);
+            if find(&self.all, &place).is_some() && by_variable(&beside) && !by_variable(&ours) {
+                // What the environment says goes over what a file says, as everywhere.
+                put(&mut self.all, &file_place, None);
+                continue;
+            }
+            let overridden = by_variable(&ours) && !by_variable(&beside);
             if find(&self.all, &place).is_some()
-                && !(has_default && self.source_of(&place) == BUILT_IN)
+                && !(overridden || has_default && beside == BUILT_IN)
             {
                 self.add(
                     &key,

@@ -84,4 +84,7 @@ pub enum Finished {
     Reused,
     /// Another worker has taken it over; nothing was changed.
     Fenced,
+    /// It was claimed, and its row is not there: the server lost it, by a failover or a restore.
+    /// [`Ledger::finish`](crate::ledger::Ledger::finish) files it anew and never answers this.
+    Gone,
 }
