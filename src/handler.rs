@@ -117,6 +117,13 @@ impl Handler {
         }
     }
 
+    /// How long a claim on a request of this kind is left alone by others, unless it is renewed.
+    pub(crate) fn lease(&self, kind: &str) -> Duration {
+        let timeout =
+            self.kinds.get(kind).map_or_else(|| self.kinds.longest_timeout(), |kind| kind.timeout);
+        timeout + self.ledger.lease_margin()
+    }
+
     /// What is known without starting it: an unknown kind, a deadline that has passed, a start that
     /// is yet to come.
     fn before(&self, request: &Request, now: OffsetDateTime) -> Option<Verdict> {

@@ -23,7 +23,7 @@ use deadpool_postgres::Pool;
 use tokio::sync::Notify;
 
 pub use claim::{Claim, Claimed};
-pub use due::Due;
+pub use due::{Due, Lease};
 pub use error::{LedgerError, step_error};
 pub use finish::{Finish, Finished, Hold, Verdict};
 pub use keep::Counts;

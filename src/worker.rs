@@ -207,7 +207,7 @@ impl Worker {
 
 /// One attempt: a panic is an outcome, and so is an interruption.
 async fn work(handler: &Handler, started: Started, stop: &Stop, tally: &Tally) -> Outcome {
-    let mut attempt = Attempt::new(&started, &handler.holding);
+    let mut attempt = Attempt::new(&started, handler);
     let worked = tokio::select! {
         biased;
         worked = AssertUnwindSafe(handler.handle(started, &mut attempt)).catch_unwind() => Some(worked),

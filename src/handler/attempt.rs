@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::holding::{Held, Holding};
+use super::{Handler, holding::Held};
 use crate::{
     ledger::{Due, Fence, Finish, Hold, Verdict},
     outcome::Outcome,
@@ -45,7 +45,7 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(started: &Started, holding: &Holding) -> Self {
+    pub(crate) fn new(started: &Started, handler: &Handler) -> Self {
         let attempt = Self {
             started: Instant::now(),
             received_at: OffsetDateTime::now_utc(),
@@ -69,7 +69,9 @@ impl Attempt {
                 number: due.attempt,
                 source: "due",
                 held: due.request.as_ref().ok().map(|request| {
-                    (Arc::clone(request), Some(holding.hold(&request.id, due.fence)))
+                    let lease = handler.lease(&request.kind);
+                    let held = handler.holding.hold(&request.id, due.fence, lease);
+                    (Arc::clone(request), Some(held))
                 }),
                 ..attempt
             },
@@ -86,8 +88,8 @@ impl Attempt {
     }
 
     /// From here on the ledger may hold a running row for it.
-    pub(super) fn claiming(&mut self, request: &Arc<Request>, holding: &Holding) {
-        self.held = Some((Arc::clone(request), Some(holding.hold(&request.id, self.fence))));
+    pub(super) fn claiming(&mut self, request: &Arc<Request>, held: Held) {
+        self.held = Some((Arc::clone(request), Some(held)));
     }
 
     /// Its lease is not renewed any more: should this attempt not end, others may take it over.

@@ -3,25 +3,26 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-use crate::ledger::Fence;
+use crate::ledger::{Fence, Lease};
 
 /// The claims that are held by attempts under way.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Holding(Arc<Mutex<HashMap<i64, String>>>);
+pub(crate) struct Holding(Arc<Mutex<HashMap<i64, Lease>>>);
 
 impl Holding {
     /// Notes a claim for as long as the guard lives.
-    pub(super) fn hold(&self, id: &str, fence: Fence) -> Held {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(fence.0, id.to_owned());
+    pub(super) fn hold(&self, id: &str, fence: Fence, time: Duration) -> Held {
+        let lease = Lease { id: id.to_owned(), fence, time };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(fence.0, lease);
         Held { holding: self.clone(), fence }
     }
 
     /// All of them.
-    pub(crate) fn all(&self) -> Vec<(String, Fence)> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.iter().map(|(fence, id)| (id.clone(), Fence(*fence))).collect()
+    pub(crate) fn all(&self) -> Vec<Lease> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
 
@@ -45,8 +46,9 @@ mod tests {
     #[test]
     fn a_claim_is_held_as_long_as_its_attempt() {
         let holding = Holding::default();
-        let held = holding.hold("r-1", Fence(7));
-        assert_eq!(holding.all(), [("r-1".to_owned(), Fence(7))]);
+        let time = Duration::from_secs(9);
+        let held = holding.hold("r-1", Fence(7), time);
+        assert_eq!(holding.all(), [Lease { id: "r-1".to_owned(), fence: Fence(7), time }]);
         drop(held);
         assert_eq!(holding.all(), []);
     }

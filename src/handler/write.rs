@@ -40,10 +40,10 @@ impl Handler {
             request: Arc::clone(request),
             fence: attempt.fence,
             redelivered,
-            lease: kind.timeout + self.ledger.lease_margin(),
+            lease: self.lease(&kind.name),
             received_at: attempt.received_at,
         };
-        attempt.claiming(request, &self.holding);
+        attempt.claiming(request, self.holding.hold(&request.id, attempt.fence, claim.lease));
         loop {
             match self.ledger.claim(claim.clone()).await {
                 Err(LedgerError::Away(_)) => self.pauses.until_without(&Reason::Postgres).await,

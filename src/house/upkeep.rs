@@ -87,16 +87,14 @@ pub(super) fn start(
 
 /// Renews the leases of what is worked here, so that only the work of the dead is taken over.
 async fn renew_leases(handler: Arc<Handler>) {
-    let margin = handler.ledger.lease_margin();
-    let lease = handler.kinds.longest_timeout() + margin;
-    let mut ticks = interval(margin / 2);
+    let mut ticks = interval(handler.ledger.lease_margin() / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         handler.pauses.until_without(&Reason::Postgres).await;
         let held = handler.holding.all();
         if !held.is_empty()
-            && let Err(error) = handler.ledger.renew(&held, lease).await
+            && let Err(error) = handler.ledger.renew(&held).await
         {
             tracing::debug!(event = "ledger.renew_failed", %error, "leases were not renewed");
         }

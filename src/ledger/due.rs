@@ -53,25 +53,30 @@ impl Ledger {
     }
 }
 
+/// A claim that is to be left alone for some time more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The request.
+    pub id: String,
+    /// The fence of the claim.
+    pub fence: Fence,
+    /// For how long, from now.
+    pub time: Duration,
+}
+
 impl Ledger {
     /// Extends the leases of what is still worked here: a finish that waits behind a slow function
     /// is no sign of a dead worker.
     ///
     /// # Errors
     /// [`LedgerError::Away`]; the leases then run on.
-    pub async fn renew(
-        &self,
-        held: &[(String, Fence)],
-        lease: Duration,
-    ) -> Result<(), LedgerError> {
-        let ids: Vec<&str> = held.iter().map(|(id, _)| id.as_str()).collect();
-        let fences: Vec<i64> = held.iter().map(|(_, fence)| fence.0).collect();
+    pub async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {
+        let ids: Vec<&str> = held.iter().map(|lease| lease.id.as_str()).collect();
+        let fences: Vec<i64> = held.iter().map(|lease| lease.fence.0).collect();
+        let times: Vec<f64> = held.iter().map(|lease| lease.time.as_secs_f64()).collect();
         let renewed = session::with(&self.pool, self.patience(), async |client| {
             let statement = client.prepare_cached(&self.statements.renew).await.map_err(own)?;
-            client
-                .execute(&statement, &[&ids, &fences, &lease.as_secs_f64()])
-                .await
-                .map_err(own)?;
+            client.execute(&statement, &[&ids, &fences, &times]).await.map_err(own)?;
             Ok(())
         })
         .await;
@@ -121,6 +126,6 @@ returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text,
 
 pub(super) const RENEW: &str = "\
 update longshore.requests r
-   set due_at = now() + make_interval(secs => $3)
-  from unnest($1::text[], $2::bigint[]) as held(id, fence)
+   set due_at = now() + make_interval(secs => held.time)
+  from unnest($1::text[], $2::bigint[], $3::float8[]) as held(id, fence, time)
  where r.request_id = held.id and r.fence = held.fence and r.state = 'running'";
