@@ -15,13 +15,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, sleep},
+};
 
 use self::{plan::Plan, producer::Producer, progress::Progress, worker::Worker};
 use crate::{
-    account::{self, Account, Report, Sources},
+    account::{self, Account, Observed, Report, Sources},
     place, postgres,
     process::Process,
     server,
@@ -46,26 +49,68 @@ const QUEUE: &str = "longshore.requests";
 const DEAD: &str = "longshore.dead";
 const EXCHANGE: &str = "longshore";
 const ANSWERS: &str = "demo.answers";
+/// What there is to clean up at the broker.
+const QUEUES: [&str; 3] = [QUEUE, DEAD, ANSWERS];
+const EXCHANGES: [&str; 2] = [EXCHANGE, DEAD];
 
-/// What a demo leaves running when it is told to keep it.
+/// What a demo has running beside the servers: `make down` finds it here, however the demo ended.
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 struct Kept {
     processes: Vec<Process>,
 }
 
-/// Runs the demo; the account says whether it passed.
+/// Runs the demo; the account says whether it passed. What it started is stopped at its end, also
+/// when it fails or is interrupted, unless it is to be kept.
 ///
 /// # Errors
-/// When something could not even be started, or did not end in time.
+/// When something could not even be started, did not end in time, or a signal came.
 pub async fn run(keep: bool) -> anyhow::Result<Report> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let left = stop_kept().await;
+    // What an earlier demo kept is this one's to stop; what `make up` started is not.
+    let found = !left && Services::running().await?.is_some();
+    let shown = tokio::select! {
+        shown = show(keep) => shown,
+        _ = interrupt.recv() => Err(anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow!("terminated")),
+    };
+    if keep {
+        if shown.is_err() {
+            println!("\nthe demo did not come to its end; what runs is kept, `make down` stops it");
+        }
+        return shown;
+    }
+    if shown.is_err() {
+        println!("\nthe demo did not come to its end; stopping what it started …");
+    }
+    let stopped = stop(found).await;
+    // Why the demo failed matters more than why it could not be cleared away.
+    let report = shown?;
+    stopped?;
+    Ok(report)
+}
+
+/// Stops worker and stub, and the servers unless they were found running.
+async fn stop(found: bool) -> anyhow::Result<()> {
     stop_kept().await;
+    if found {
+        println!("stopped; RabbitMQ and Postgres ran before and go on, `make down` stops them");
+    } else {
+        Services::down().await.context("the servers still run, `make down` stops them")?;
+        println!("stopped: worker, stub, RabbitMQ and Postgres");
+    }
+    Ok(())
+}
+
+async fn show(keep: bool) -> anyhow::Result<Report> {
     println!("starting RabbitMQ and Postgres of this checkout …");
     let services = Services::shared().await?;
     let stub_url = start_stub().await?;
     let pg_url = database(&services).await?;
     let amqp_url = services.rabbit.url();
+    Producer::clean(&amqp_url, &QUEUES, &EXCHANGES).await?;
     let producer = Producer::connect(&amqp_url).await?;
-    producer.clean(&[QUEUE, DEAD, ANSWERS], &[EXCHANGE, DEAD]).await?;
 
     let settings = worker::Settings {
         config: place::checkout().join("config/user-service/longshore.toml"),
@@ -92,6 +137,7 @@ pub async fn run(keep: bool) -> anyhow::Result<Report> {
         account.clone(),
         published.clone(),
     ));
+    println!("publishing {REQUESTS} requests, {RATE} a second");
     let mut progress = Progress::new(client, published.clone(), account.clone(), REQUESTS);
 
     progress.until(|published| published > REQUESTS / 5).await?;
@@ -114,6 +160,8 @@ pub async fn run(keep: bool) -> anyhow::Result<Report> {
     worker.kill().await?;
     worker = Worker::start(&settings).await?;
     progress.say(&format!("a new worker (pid {}) consumes", worker.pid()));
+    progress
+        .say("some requests stay `running`: the dead worker's leases must end first (about 20 s)");
 
     progress.until(|published| published >= REQUESTS).await?;
     publishing.await.context("the producer panicked")??;
@@ -145,7 +193,7 @@ pub async fn run(keep: bool) -> anyhow::Result<Report> {
     };
     let observed = account::observe(&sources).await?;
     let report = account.lock().unwrap_or_else(PoisonError::into_inner).check(&observed);
-    println!("\nThe account\n{report}");
+    println!("\nThe account\n{report}\n{}", sum(&observed, &report));
     if keep {
         println!("still running, `make down` stops it:");
         println!(
@@ -156,20 +204,33 @@ pub async fn run(keep: bool) -> anyhow::Result<Report> {
         println!("  RabbitMQ  {amqp_url}");
         println!("  Postgres  {pg_url}");
         println!("  stub      {stub_url}/_calls");
-        worker.leave()?;
     } else {
         let drained = worker.drain().await?;
         println!("the worker has drained: {drained}");
-        stop_kept().await;
-        Services::down().await?;
+        Producer::clean(&amqp_url, &QUEUES, &EXCHANGES).await?;
     }
     Ok(report)
 }
 
-/// Ends what an earlier demo left running.
+/// Why the numbers of the account add up: what cannot be read, or not even be stored, has no row.
+fn sum(observed: &Observed, report: &Report) -> String {
+    let published = report.counts.iter().find(|(name, _)| name == "ids published");
+    let published = published.map_or(0, |(_, count)| *count);
+    let (rows, unreadable) = (observed.rows.len(), observed.unreadable.len());
+    let dead = observed.dead.len();
+    let sign = if (rows + unreadable + dead) as u64 == published { "=" } else { "but" };
+    format!(
+        "Each id is in one place: {rows} rows in the ledger + {unreadable} unreadable (kept whole\n\
+         beside them) + {dead} in the broker's dead queue (too large to be stored)\n\
+         {sign} {published} ids published. Repetitions of an id are duplicates and have no place of\n\
+         their own."
+    )
+}
+
+/// Ends what an earlier demo left running, or this one has: the worker before the stub it calls.
 pub async fn stop_kept() -> bool {
     let Some(kept) = server::read_json::<Kept>(&kept_file()) else { return false };
-    for process in &kept.processes {
+    for process in kept.processes.iter().rev() {
         if !process.ask(rustix::process::Signal::TERM, Duration::from_secs(30)).await {
             process.kill().await;
         }
@@ -185,6 +246,13 @@ fn keep_process(process: Process) -> anyhow::Result<()> {
     let mut kept =
         server::read_json::<Kept>(&kept_file()).unwrap_or(Kept { processes: Vec::new() });
     kept.processes.push(process);
+    server::write_json(&kept_file(), &kept)
+}
+
+/// It has ended.
+fn forget_process(process: Process) -> anyhow::Result<()> {
+    let Some(mut kept) = server::read_json::<Kept>(&kept_file()) else { return Ok(()) };
+    kept.processes.retain(|kept| *kept != process);
     server::write_json(&kept_file(), &kept)
 }
 

@@ -61,7 +61,7 @@ path = "/verify"
 fn the_built_in_defaults_are_good_settings_and_document_every_section() {
     let config = Config::load(None, []).unwrap();
     assert_eq!((config.worker.concurrency, config.ledger.pool.max_size), (64, 25));
-    assert_eq!(config.default_kind.max_attempts, 5);
+    assert_eq!(config.default_kind.max_attempts, 10);
     assert!(config.kinds.is_empty() && config.dependencies.is_empty());
 }
 

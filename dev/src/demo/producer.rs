@@ -8,28 +8,38 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind,
     options::{
         BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
-        QueueDeclareOptions, QueueDeleteOptions,
+        QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
     },
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::{
     ANSWERS, EXCHANGE,
     plan::{Item, Plan},
 };
-use crate::account::{Account, ID_HEADER, Verdict};
+use crate::{
+    account::{Account, ID_HEADER, Verdict},
+    place,
+};
 
 /// Publishes whose confirmation is awaited at once.
 const IN_FLIGHT: usize = 64;
 /// How long a confirmation may take before it is unknown.
 const CONFIRM: Duration = Duration::from_secs(30);
+/// How long a queue may take after the broker's start until its leader answers.
+const LEADER: Duration = Duration::from_secs(60);
+/// How long one question to it may take, and how long until the next.
+const ASK: Duration = Duration::from_secs(10);
+const BETWEEN: Duration = Duration::from_millis(250);
+/// The broker's word for a queue that is not there.
+const NOT_FOUND: u16 = 404;
 
 #[derive(Clone)]
 pub(super) struct Producer {
@@ -39,24 +49,28 @@ pub(super) struct Producer {
 
 impl Producer {
     pub(super) async fn connect(url: &str) -> anyhow::Result<Self> {
-        let connecting =
-            timeout(CONFIRM, Connection::connect(url, ConnectionProperties::default()));
-        let connection = connecting.await.context("RabbitMQ does not answer")??;
+        let connection = connect(url).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Self { connection: Arc::new(connection), channel })
     }
 
-    /// Deletes what an earlier demo left behind.
-    pub(super) async fn clean(&self, queues: &[&str], exchanges: &[&str]) -> anyhow::Result<()> {
+    /// Deletes what a demo leaves behind.
+    pub(super) async fn clean(
+        url: &str,
+        queues: &[&str],
+        exchanges: &[&str],
+    ) -> anyhow::Result<()> {
         for queue in queues {
-            self.channel.queue_delete((*queue).into(), QueueDeleteOptions::default()).await?;
+            delete_queue(url, queue).await?;
         }
+        let connection = connect(url).await?;
+        let channel = connection.create_channel().await?;
         for exchange in exchanges {
-            self.channel
-                .exchange_delete((*exchange).into(), ExchangeDeleteOptions::default())
-                .await?;
+            channel.exchange_delete((*exchange).into(), ExchangeDeleteOptions::default()).await?;
         }
+        // It ends with this process at the latest.
+        let _closed = connection.close(200, "bye".into()).await.is_ok();
         Ok(())
     }
 
@@ -150,4 +164,51 @@ impl Producer {
             Ok(Err(_)) | Err(_) => Verdict::Unknown,
         }
     }
+}
+
+async fn connect(url: &str) -> anyhow::Result<Connection> {
+    let connecting = timeout(CONFIRM, Connection::connect(url, ConnectionProperties::default()));
+    Ok(connecting.await.context("RabbitMQ does not answer")??)
+}
+
+/// Deletes a queue once its leader is known. Right after its start RabbitMQ 3.10 has quorum queues
+/// without one; deleted then and declared again, such a queue answers INTERNAL_ERROR for ever. A
+/// purge is answered by the leader itself.
+async fn delete_queue(url: &str, queue: &str) -> anyhow::Result<()> {
+    let give_up = Instant::now() + LEADER;
+    loop {
+        let why = match timeout(ASK, purge_and_delete(url, queue)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => format!("no answer within {ASK:?}"),
+        };
+        if Instant::now() >= give_up {
+            let data = place::root().join("rabbitmq");
+            bail!(
+                "queue {queue} cannot be deleted ({why}): `make down`, delete {} and try again",
+                data.display()
+            );
+        }
+        sleep(BETWEEN).await;
+    }
+}
+
+/// On a connection of its own, for INTERNAL_ERROR ends more than the channel.
+async fn purge_and_delete(url: &str, queue: &str) -> anyhow::Result<()> {
+    let connection = connect(url).await?;
+    let channel = connection.create_channel().await?;
+    match channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await {
+        Ok(_) => {
+            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        }
+        Err(error) if is_not_found(&error) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // It ends with this process at the latest.
+    let _closed = connection.close(200, "bye".into()).await.is_ok();
+    Ok(())
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
 }

@@ -83,17 +83,8 @@ impl Progress {
                 .find(|row| row.get::<_, &str>(0) == state)
                 .map_or(0, |row| row.get::<_, i64>(1))
         };
-        let line = format!(
-            "{:5.1} s  published {:>5}/{}  done {:>5}  running {:>3}  waiting {:>3}  parked {:>4}  dead {:>3}",
-            self.since.elapsed().as_secs_f64(),
-            self.published.load(Relaxed),
-            self.of,
-            count("done"),
-            count("running"),
-            count("waiting"),
-            count("parked"),
-            count("dead"),
-        );
+        let states = ["done", "running", "waiting", "parked", "dead"].map(count);
+        let line = line(self.since.elapsed(), self.published.load(Relaxed), states);
         if self.live {
             print!("\r\x1b[2K{line}");
             stdout().flush()?;
@@ -116,5 +107,26 @@ impl Progress {
             println!();
         }
         Ok(())
+    }
+}
+
+/// At most 79 columns: what wraps cannot be written over.
+fn line(since: Duration, sent: usize, states: [i64; 5]) -> String {
+    let [done, running, waiting, parked, dead] = states;
+    format!(
+        "{:5.1} s  sent {sent:>4}  done {done:>4}  running {running:>3}  waiting {waiting:>3}  \
+         parked {parked:>4}  dead {dead:>3}",
+        since.as_secs_f64(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_fits_a_terminal() {
+        let line = line(Duration::from_millis(999_900), 6_000, [6_000, 999, 6_000, 6_000, 999]);
+        assert_eq!(line.chars().count(), 79, "{line}");
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::keep_process;
+use super::{forget_process, keep_process};
 use crate::{process::Process, server, stub};
 
 /// How long a worker may take to start, and to drain.
@@ -83,6 +83,7 @@ impl Worker {
             .process_group(0)
             .spawn()?;
         let process = child.id().and_then(Process::of).context("the worker ended at once")?;
+        keep_process(process)?;
         let mut worker =
             Self { child, process, log: settings.log.clone(), from, admin: String::new() };
         let give_up = Instant::now() + PATIENCE;
@@ -140,6 +141,7 @@ impl Worker {
         let status = timeout(PATIENCE, self.child.wait())
             .await
             .context("the worker did not drain in time")??;
+        forget_process(self.process)?;
         if !status.success() {
             bail!(
                 "the worker did not drain cleanly, {status}; its log ends with{}",
@@ -159,11 +161,7 @@ impl Worker {
 
     /// SIGKILL.
     pub(super) async fn kill(&mut self) -> anyhow::Result<()> {
-        self.child.kill().await.context("the worker cannot be killed")
-    }
-
-    /// Leaves it running.
-    pub(super) fn leave(self) -> anyhow::Result<()> {
-        keep_process(self.process)
+        self.child.kill().await.context("the worker cannot be killed")?;
+        forget_process(self.process)
     }
 }
