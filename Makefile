@@ -35,8 +35,9 @@ check: $(DENY) ## Formatting, lints, documentation, dependencies: all without a 
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 	$(DENY) --locked check bans licenses sources
 
-bench: ## To come: Longshore beside the raw broker and one transaction a message
-	@echo 'to come: throughput and age beside the raw broker and beside one transaction a message'
+bench: setup ## Measure requests a second on this machine (ARGS=--quick for a look only)
+	cargo build --release --locked --workspace --bins
+	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" bench $(ARGS)
 
 # Takes some minutes, once a checkout. A debug build: it is used for seconds and built for minutes.
 $(TOOLS)/bin/cargo-deny:

@@ -7,7 +7,6 @@
 mod plan;
 mod producer;
 mod progress;
-mod worker;
 
 use std::{
     path::PathBuf,
@@ -22,7 +21,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::{plan::Plan, producer::Producer, progress::Progress, worker::Worker};
+use self::{plan::Plan, producer::Producer, progress::Progress};
 use crate::{
     account::{self, Account, Observed, Report, Sources},
     place, postgres,
@@ -30,6 +29,7 @@ use crate::{
     server,
     services::Services,
     stub,
+    worker::{self, Worker},
 };
 
 /// How many requests are published, repetitions not counted.
@@ -124,7 +124,7 @@ async fn show(keep: bool) -> anyhow::Result<Report> {
     let sql = tokio::fs::read_to_string(place::checkout().join("config/user-service/service.sql"))
         .await?;
     client.batch_execute(&sql).await.context("the example service cannot be installed")?;
-    let mut worker = Worker::start(&settings).await?;
+    let mut worker = begin(&settings).await?;
     println!("the worker (pid {}) consumes; its log is {}", worker.pid(), settings.log.display());
     settings.command(&["check"]).await?;
 
@@ -151,14 +151,16 @@ async fn show(keep: bool) -> anyhow::Result<Report> {
     progress.until(|published| published > REQUESTS / 2).await?;
     progress.say("SIGTERM to the worker, under load");
     let drained = worker.drain().await?;
+    forget_process(worker.process())?;
     progress.say(&format!("drained: {drained}"));
-    worker = Worker::start(&settings).await?;
+    worker = begin(&settings).await?;
     progress.say(&format!("a new worker (pid {}) consumes", worker.pid()));
 
     progress.until(|published| published > REQUESTS * 7 / 10).await?;
     progress.say("SIGKILL to the worker, under load");
     worker.kill().await?;
-    worker = Worker::start(&settings).await?;
+    forget_process(worker.process())?;
+    worker = begin(&settings).await?;
     progress.say(&format!("a new worker (pid {}) consumes", worker.pid()));
     progress
         .say("some requests stay `running`: the dead worker's leases must end first (about 20 s)");
@@ -206,6 +208,7 @@ async fn show(keep: bool) -> anyhow::Result<Report> {
         println!("  stub      {stub_url}/_calls");
     } else {
         let drained = worker.drain().await?;
+        forget_process(worker.process())?;
         println!("the worker has drained: {drained}");
         Producer::clean(&amqp_url, &QUEUES, &EXCHANGES).await?;
     }
@@ -240,6 +243,16 @@ pub async fn stop_kept() -> bool {
 
 fn kept_file() -> PathBuf {
     place::root().join("demo.json")
+}
+
+/// Starts a worker that is known to `make down` from its first moment, and waits until it consumes.
+async fn begin(settings: &worker::Settings) -> anyhow::Result<Worker> {
+    let mut command = settings.prepare()?;
+    command.arg("run");
+    let mut worker = Worker::spawn(command, &settings.log, server::Life::Shared)?;
+    keep_process(worker.process())?;
+    worker.until_ready().await?;
+    Ok(worker)
 }
 
 fn keep_process(process: Process) -> anyhow::Result<()> {

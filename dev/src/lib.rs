@@ -9,15 +9,20 @@
 //! | [`stub`] | a downstream service that behaves as badly as it is told to |
 //! | [`account`] | what was published against what is found: nothing lost, nothing twice |
 //! | [`demo`] | the worker at work, with trouble on the way |
+//! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
 //! | [`place`], [`programs`], [`process`], [`hold`] | folders, installed programs, pids, and the end of orphans |
 //!
 //! Servers listen on 127.0.0.1 only, on free ports, with their data under `target/dev`, and are
 //! stopped by their own pids: two checkouts and a system-wide broker never meet. Linux only, for
 //! `/proc` is how a pid is known to be still the same process.
 
-#![allow(clippy::print_stdout, reason = "the demo speaks to the person who started it")]
+#![allow(
+    clippy::print_stdout,
+    reason = "the demo and the benchmark speak to the person who started them"
+)]
 
 pub mod account;
+pub mod bench;
 pub mod demo;
 pub mod hold;
 pub mod place;
@@ -29,3 +34,4 @@ pub mod rabbit;
 mod server;
 pub mod services;
 pub mod stub;
+mod worker;

@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use longshore_dev::{demo, hold, services::Services, stub::Stub};
+use longshore_dev::{bench, demo, hold, services::Services, stub::Stub};
 
 /// Private servers for developing and testing Longshore.
 #[derive(Debug, Parser)]
@@ -33,6 +33,16 @@ enum Command {
         /// Leave everything running at the end.
         #[arg(long)]
         keep: bool,
+    },
+    /// Measure the worker's speed on servers of its own.
+    Bench(bench::Options),
+    /// One of the ways that `bench` compares with; started by it.
+    #[command(hide = true)]
+    BenchPart {
+        part: bench::part::Part,
+        /// How many calls the client makes.
+        #[arg(long)]
+        requests: usize,
     },
     /// Say whether they run; exit code 1 when they do not.
     Status,
@@ -85,6 +95,8 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Command::Bench(options) => bench::run(&options).await?,
+        Command::BenchPart { part, requests } => bench::part::run(part, requests).await?,
         Command::Status => match Services::running().await? {
             Some(services) => show(&services),
             None => {

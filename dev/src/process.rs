@@ -26,6 +26,8 @@ pub struct Process {
 struct Stat {
     zombie: bool,
     parent: u32,
+    /// Processor time so far, in user and in kernel mode, in clock ticks.
+    worked: u64,
     started: u64,
 }
 
@@ -35,8 +37,10 @@ fn stat(pid: u32) -> Option<Stat> {
     let mut fields = text.rsplit_once(") ")?.1.split_ascii_whitespace();
     let zombie = matches!(fields.next()?, "Z" | "X" | "x");
     let parent = fields.next()?.parse().ok()?;
-    let started = fields.nth(17)?.parse().ok()?;
-    Some(Stat { zombie, parent, started })
+    let user: u64 = fields.nth(9)?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    let started = fields.nth(6)?.parse().ok()?;
+    Some(Stat { zombie, parent, worked: user + system, started })
 }
 
 impl Process {
@@ -59,6 +63,21 @@ impl Process {
     /// Whether it still runs. A zombie does not, nor does a stranger under the same number.
     pub fn is_alive(&self) -> bool {
         Self::of(self.pid) == Some(*self)
+    }
+
+    /// The processor time that all its threads have taken so far; a clock tick is 10 ms.
+    pub fn worked(&self) -> Option<Duration> {
+        let stat = stat(self.pid).filter(|stat| stat.started == self.started)?;
+        let seconds = stat.worked as f64 / rustix::param::clock_ticks_per_second() as f64;
+        Some(Duration::from_secs_f64(seconds))
+    }
+
+    /// Its resident memory, in bytes: the second field of `/proc/PID/statm`
+    /// (<https://man7.org/linux/man-pages/man5/proc_pid_statm.5.html>).
+    pub fn resident(&self) -> Option<u64> {
+        let text = fs::read_to_string(format!("/proc/{}/statm", self.pid)).ok()?;
+        let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
+        Some(pages * rustix::param::page_size() as u64)
     }
 
     /// Sends a signal; false when there was nobody to send it to.

@@ -5,6 +5,7 @@
 //! first part of its path, in process ([`Stub::behave`]) or from outside:
 //! `PUT /_control/geocoder` with `{"behaviour": "hang"}`. `GET /_calls` is what it remembers.
 
+pub(crate) mod apart;
 mod behaviour;
 mod line;
 mod memory;

@@ -1,0 +1,155 @@
+//! The servers of a benchmark, and how each round finds them.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, bail};
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+
+use super::load::Publisher;
+use crate::{
+    place::{self, Private},
+    postgres::{self, Postgres},
+    rabbit::Rabbit,
+    worker::{Settings, Worker},
+};
+
+const DATABASE: &str = "longshore_bench";
+/// What every run's database is a copy of.
+const TEMPLATE: &str = "longshore_bench_empty";
+/// How long Postgres may take to let go of a session whose client has ended.
+const GOODBYE: Duration = Duration::from_secs(10);
+
+/// What the usual worker remembers of its messages.
+const INBOX: &str = "create table app.inbox (
+    message_id  text        primary key,
+    received_at timestamptz not null default now()
+)";
+
+/// The servers, private to this run.
+pub(super) struct Field {
+    pub(super) settings: Settings,
+    pub(super) publisher: Publisher,
+    pub(super) client: Client,
+    pub(super) rabbit: Rabbit,
+    postgres: Postgres,
+    logs: u32,
+    // The last to be dropped: the servers live in it.
+    dir: Private,
+}
+
+/// What the ledger and the tables behind it hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    pub(super) done: i64,
+    pub(super) dead: i64,
+    pub(super) versions: i64,
+}
+
+impl Field {
+    pub(super) async fn open() -> anyhow::Result<Self> {
+        let dir = Private::new("bench")?;
+        let (rabbit, postgres) = tokio::try_join!(
+            Rabbit::start(dir.path().join("rabbitmq"), "bench"),
+            Postgres::start(dir.path().join("postgres")),
+        )?;
+        let pg_url = postgres.create_database(TEMPLATE, None).await?;
+        let example = place::checkout().join("config/user-service");
+        let mut settings = Settings {
+            config: example.join("longshore.toml"),
+            amqp_url: rabbit.url(),
+            pg_url: pg_url.clone(),
+            // Nobody is there; the ways that call have a stub of their own.
+            stub_url: "http://127.0.0.1:9".to_owned(),
+            log: dir.path().join("first.log"),
+        };
+        settings.command(&["migrate"]).await?;
+        let client = postgres::connect(&pg_url).await?;
+        let sql = tokio::fs::read_to_string(example.join("service.sql")).await?;
+        client.batch_execute(&sql).await.context("the example service cannot be installed")?;
+        client.batch_execute(INBOX).await?;
+        // The first worker declares the exchange and the queue.
+        Worker::start(&settings).await?.stop().await?;
+        drop(client);
+        let publisher = Publisher::connect(&rabbit.url()).await?;
+        let client = fresh(&postgres).await?;
+        settings.pg_url = postgres.url_of(DATABASE);
+        Ok(Self { settings, publisher, client, rabbit, postgres, logs: 0, dir })
+    }
+
+    /// As if nothing had been before: an empty queue and a new database. Tables that were merely
+    /// emptied would keep statistics, and a run would go as the one before it had left them.
+    pub(super) async fn clear(&mut self) -> anyhow::Result<()> {
+        self.publisher.purge().await?;
+        self.client = fresh(&self.postgres).await?;
+        Ok(())
+    }
+
+    /// A log of its own for each process.
+    pub(super) fn log(&mut self) -> PathBuf {
+        self.logs += 1;
+        self.dir.path().join(format!("{}.log", self.logs))
+    }
+
+    /// How much Postgres has written to its log since it was made, in bytes.
+    pub(super) async fn wal(&self) -> anyhow::Result<f64> {
+        let bytes = "select pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::float8";
+        Ok(self.client.query_one(bytes, &[]).await?.get(0))
+    }
+
+    /// How many rows were ever inserted, updated or deleted, those included that were undone. A
+    /// session reports its own at its end at the latest, so all others must have ended.
+    pub(super) async fn rows(&self) -> anyhow::Result<f64> {
+        let others = "select count(*) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()
+               and backend_type = 'client backend'";
+        let give_up = Instant::now() + GOODBYE;
+        while self.client.query_one(others, &[]).await?.get::<_, i64>(0) > 0 {
+            if Instant::now() > give_up {
+                bail!("a session has not ended within {GOODBYE:?} of its client");
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        let rows = "select coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0)::float8
+                      from pg_stat_user_tables";
+        Ok(self.client.query_one(rows, &[]).await?.get(0))
+    }
+
+    pub(super) async fn found(&self) -> anyhow::Result<Found> {
+        let row = self
+            .client
+            .query_one(
+                "select count(*) filter (where state = 'done'),
+                        count(*) filter (where state = 'dead'),
+                        (select coalesce(sum(version), 0)::bigint from app.users)
+                   from longshore.requests",
+                &[],
+            )
+            .await?;
+        Ok(Found { done: row.get(0), dead: row.get(1), versions: row.get(2) })
+    }
+
+    /// When the first and the last request ended, in seconds since 1970, as Postgres wrote it
+    /// beside them.
+    pub(super) async fn span(&self) -> anyhow::Result<(f64, f64)> {
+        let row = self
+            .client
+            .query_one(
+                "select coalesce(extract(epoch from min(finished_at)), 0)::float8,
+                        coalesce(extract(epoch from max(finished_at)), 0)::float8
+                   from longshore.requests",
+                &[],
+            )
+            .await?;
+        Ok((row.get(0), row.get(1)))
+    }
+}
+
+/// A new database in place of the last one, with nothing left to flush.
+async fn fresh(postgres: &Postgres) -> anyhow::Result<Client> {
+    postgres.drop_database(DATABASE).await?;
+    let client =
+        postgres::connect(&postgres.create_database(DATABASE, Some(TEMPLATE)).await?).await?;
+    client.batch_execute("checkpoint").await?;
+    Ok(client)
+}
