@@ -8,6 +8,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY src src
 COPY dev dev
+COPY drill drill
 COPY config config
 # A build in here has no .git to ask.
 ARG LONGSHORE_COMMIT=unknown

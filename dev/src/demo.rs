@@ -24,7 +24,7 @@ use tokio::{
 use self::{plan::Plan, producer::Producer, progress::Progress};
 use crate::{
     account::{self, Account, Observed, Report, Sources},
-    place, postgres,
+    place,
     process::Process,
     server,
     services::Services,
@@ -120,7 +120,7 @@ async fn show(keep: bool) -> anyhow::Result<Report> {
         log: place::root().join("demo-worker.log"),
     };
     settings.command(&["migrate"]).await?;
-    let client = postgres::connect(&pg_url).await?;
+    let client = longshore_drill::database::connect(&pg_url).await?;
     let sql = tokio::fs::read_to_string(place::checkout().join("config/user-service/service.sql"))
         .await?;
     client.batch_execute(&sql).await.context("the example service cannot be installed")?;

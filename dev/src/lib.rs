@@ -5,12 +5,12 @@
 //! |---|---|
 //! | [`services`] | the pair of servers that a checkout's tests share, found again or started |
 //! | [`rabbit`], [`postgres`] | one private server each: start, stop, kill, start again |
-//! | [`proxy`] | a TCP line that can be cut, blocked, slowed and silenced |
-//! | [`stub`] | a downstream service that behaves as badly as it is told to |
-//! | [`account`] | what was published against what is found: nothing lost, nothing twice |
 //! | [`demo`] | the worker at work, with trouble on the way |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
-//! | [`place`], [`programs`], [`process`], [`hold`] | folders, installed programs, pids, and the end of orphans |
+//! | [`place`], [`programs`], [`hold`] | folders, installed programs, and the end of orphans |
+//!
+//! Faults on demand and the account come from `longshore-drill`, and are found under their names
+//! here as well: [`account`], [`process`], [`proxy`], [`stub`].
 //!
 //! Servers listen on 127.0.0.1 only, on free ports, with their data under `target/dev`, and are
 //! stopped by their own pids: two checkouts and a system-wide broker never meet. Linux only, for
@@ -21,17 +21,16 @@
     reason = "the demo and the benchmark speak to the person who started them"
 )]
 
-pub mod account;
+mod apart;
+pub use longshore_drill::{account, process, proxy, stub};
+
 pub mod bench;
 pub mod demo;
 pub mod hold;
 pub mod place;
 pub mod postgres;
-pub mod process;
 pub mod programs;
-pub mod proxy;
 pub mod rabbit;
 mod server;
 pub mod services;
-pub mod stub;
 mod worker;

@@ -12,7 +12,6 @@ use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
-use tokio_postgres::{Client, NoTls};
 
 use self::owner::Owner;
 use crate::{
@@ -193,7 +192,10 @@ impl Postgres {
     }
 
     async fn talk(&self) -> anyhow::Result<()> {
-        connect(&self.admin_url()).await?.simple_query("SELECT 1").await?;
+        longshore_drill::database::connect(&self.admin_url())
+            .await?
+            .simple_query("SELECT 1")
+            .await?;
         Ok(())
     }
 
@@ -291,9 +293,12 @@ impl Postgres {
     }
 
     async fn administer(&self, statement: &str) -> anyhow::Result<()> {
-        let client = tokio::time::timeout(server::TALK, connect(&self.admin_url()))
-            .await
-            .context("Postgres does not answer")??;
+        let client = tokio::time::timeout(
+            server::TALK,
+            longshore_drill::database::connect(&self.admin_url()),
+        )
+        .await
+        .context("Postgres does not answer")??;
         tokio::time::timeout(STATEMENT, client.batch_execute(statement))
             .await
             .with_context(|| format!("`{statement}` took longer than {STATEMENT:?}"))?
@@ -312,14 +317,6 @@ impl Drop for Postgres {
             }
         }
     }
-}
-
-/// A connection; its other half runs until the client is dropped.
-pub(crate) async fn connect(url: &str) -> anyhow::Result<Client> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
-    // What ends the connection is told to the client's next query.
-    tokio::spawn(async move { connection.await.is_ok() });
-    Ok(client)
 }
 
 fn quoted(name: &str) -> String {

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use super::load::Publisher;
 use crate::{
     place::{self, Private},
-    postgres::{self, Postgres},
+    postgres::Postgres,
     rabbit::Rabbit,
     worker::{Settings, Worker},
 };
@@ -64,7 +64,7 @@ impl Field {
             log: dir.path().join("first.log"),
         };
         settings.command(&["migrate"]).await?;
-        let client = postgres::connect(&pg_url).await?;
+        let client = longshore_drill::database::connect(&pg_url).await?;
         let sql = tokio::fs::read_to_string(example.join("service.sql")).await?;
         client.batch_execute(&sql).await.context("the example service cannot be installed")?;
         client.batch_execute(INBOX).await?;
@@ -148,8 +148,10 @@ impl Field {
 /// A new database in place of the last one, with nothing left to flush.
 async fn fresh(postgres: &Postgres) -> anyhow::Result<Client> {
     postgres.drop_database(DATABASE).await?;
-    let client =
-        postgres::connect(&postgres.create_database(DATABASE, Some(TEMPLATE)).await?).await?;
+    let client = longshore_drill::database::connect(
+        &postgres.create_database(DATABASE, Some(TEMPLATE)).await?,
+    )
+    .await?;
     client.batch_execute("checkpoint").await?;
     Ok(client)
 }

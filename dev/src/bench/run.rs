@@ -19,7 +19,7 @@ use super::{
 use crate::{
     process::Process,
     server::Life,
-    stub::{self, Behaviour},
+    stub::Behaviour,
     worker::{Settings, Worker},
 };
 
@@ -100,8 +100,8 @@ async fn with_stub(
     if !way.calls() {
         return Ok((None, settings.clone()));
     }
-    let (stub, url) = stub::apart::start(&log.with_extension("stub"), Life::Private).await?;
-    stub::apart::behave(&url, "mailer", &Behaviour::Ok { latency_ms: LATENCY_MS }).await?;
+    let (stub, url) = crate::apart::start(&log.with_extension("stub"), Life::Private).await?;
+    crate::apart::behave(&url, "mailer", &Behaviour::Ok { latency_ms: LATENCY_MS }).await?;
     Ok((Some(stub), Settings { stub_url: url, ..settings.clone() }))
 }
 

@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::bail;
 use tokio::process::Command;
 
-use super::{Behaviour, calls_at, client};
 use crate::{
     place,
     process::Process,
     server::{self, Life},
+    stub::{Behaviour, calls_at, client},
 };
 
 /// Starts one on a free port; its process and where it is reached. Only for who runs as

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{ID_HEADER, ID_REUSED};
 use crate::{
-    postgres,
+    database,
     stub::{self, Calls},
 };
 
@@ -180,7 +180,7 @@ async fn is_empty(amqp_url: &str, queue: &str) -> anyhow::Result<u64> {
 }
 
 async fn ledger(pg_url: &str, observed: &mut Observed) -> anyhow::Result<()> {
-    let client = postgres::connect(pg_url).await?;
+    let client = database::connect(pg_url).await?;
     let rows = "SELECT request_id, kind, user_id, state, attempt, error_code FROM longshore.requests ORDER BY request_id";
     for row in client
         .query(rows, &[])

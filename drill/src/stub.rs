@@ -5,7 +5,6 @@
 //! first part of its path, in process ([`Stub::behave`]) or from outside:
 //! `PUT /_control/geocoder` with `{"behaviour": "hang"}`. `GET /_calls` is what it remembers.
 
-pub(crate) mod apart;
 mod behaviour;
 mod line;
 mod memory;
@@ -122,7 +121,7 @@ impl Drop for Stub {
 }
 
 /// An HTTP client for the stub and for probes: no proxy, and a deadline for everything.
-pub(crate) fn client() -> anyhow::Result<reqwest::Client> {
+pub fn client() -> anyhow::Result<reqwest::Client> {
     // A second call finds it installed.
     let _installed = rustls::crypto::ring::default_provider().install_default().is_ok();
     Ok(reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?)

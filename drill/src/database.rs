@@ -1,0 +1,14 @@
+//! A connection to Postgres.
+
+use tokio_postgres::{Client, NoTls};
+
+/// A connection; its other half runs until the client is dropped.
+///
+/// # Errors
+/// Those of the server, or of the way there.
+pub async fn connect(url: &str) -> anyhow::Result<Client> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    // What ends the connection is told to the client's next query.
+    tokio::spawn(async move { connection.await.is_ok() });
+    Ok(client)
+}

@@ -1,0 +1,18 @@
+//! What Longshore is tried with: faults on demand, and an account of every request.
+//!
+//! | room | what it knows |
+//! |---|---|
+//! | [`account`] | what was published against what is found: nothing lost, nothing twice |
+//! | [`proxy`] | a TCP line that can be cut, blocked, slowed and silenced |
+//! | [`stub`] | a downstream service that behaves as badly as it is told to |
+//! | [`database`] | a connection to Postgres |
+//! | [`process`] | a process that is known by more than its number |
+//!
+//! The tests use it, and so does everybody who tries a worker on servers of their own. Linux only,
+//! for `/proc` is how a pid is known to be still the same process.
+
+pub mod account;
+pub mod database;
+pub mod process;
+pub mod proxy;
+pub mod stub;
