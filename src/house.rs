@@ -187,7 +187,6 @@ async fn migrated(
     stop: &Stop,
     pauses: &Pauses,
 ) -> Result<bool, RunError> {
-    let mut told = false;
     loop {
         let looked = tokio::select! {
             biased;
@@ -203,14 +202,13 @@ async fn migrated(
             }
             Ok(schema) => return Err(RunError::Schema(schema.remedy(&config.ledger.schema))),
             Err(LedgerError::Away(error)) => {
-                if !told {
+                if ledger.is_news(&error) {
                     warn!(
                         event = "ledger.away",
                         error,
                         endpoint = ledger.endpoint(),
                         "postgres is away, nothing is consumed until it is there"
                     );
-                    told = true;
                     metrics::paused(&Reason::Postgres.to_string(), true);
                     pauses.add(Reason::Postgres);
                 }

@@ -16,6 +16,7 @@ mod pool;
 mod session;
 mod settings;
 mod sql;
+mod told;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -58,6 +59,7 @@ pub struct Ledger {
     endpoint: String,
     pauses: Pauses,
     away: Notify,
+    told: told::Told,
     statements: Statements,
     claims: lanes::Lanes<claim::ClaimBatch>,
     finishes: lanes::Lanes<finish::FinishBatch>,
@@ -110,6 +112,7 @@ impl Ledger {
             endpoint: pool::endpoint(&settings),
             pauses,
             away: Notify::new(),
+            told: told::Told::default(),
             statements,
             settings,
         }))
@@ -177,6 +180,11 @@ impl Ledger {
     pub fn close(&self) {
         self.pool.close();
         self.away.notify_one();
+    }
+
+    /// Whether this was not said yet of the outage that is now. For who waits before [`Ledger::start`].
+    pub fn is_news(&self, error: &str) -> bool {
+        self.told.is_news(error)
     }
 
     fn patience(&self) -> Duration {

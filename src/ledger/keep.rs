@@ -98,6 +98,8 @@ impl Ledger {
         if let Err(LedgerError::Away(error)) = &result
             && self.pauses.add(Reason::Postgres)
         {
+            self.told.begin();
+            self.told.is_news(error);
             warn!(
                 event = "ledger.away",
                 error,
@@ -122,7 +124,20 @@ impl Ledger {
                     return;
                 }
                 let Err(error) = self.probe().await else { break };
-                tracing::debug!(event = "ledger.still_away", %error, "postgres is still away");
+                let error = match error {
+                    LedgerError::Away(error) => error,
+                    other => other.to_string(),
+                };
+                if self.told.is_news(&error) {
+                    warn!(
+                        event = "ledger.still_away",
+                        error,
+                        endpoint = self.endpoint,
+                        "postgres is still away, for another reason"
+                    );
+                } else {
+                    tracing::debug!(event = "ledger.still_away", error, "postgres is still away");
+                }
             }
             info!(
                 event = "ledger.back",
