@@ -141,6 +141,12 @@ impl Proxy {
         self.rules.send_modify(|rules| rules.hold_client = true);
     }
 
+    /// Nothing that the server says goes through any more, and nobody is told. The clients' words
+    /// still reach it.
+    pub fn mute(&self) {
+        self.rules.send_modify(|rules| rules.hold_upstream = true);
+    }
+
     /// Everything arrives this much later, in both ways; throughput stays.
     pub fn delay(&self, delay: Duration) {
         self.rules.send_modify(|rules| rules.delay = delay);

@@ -130,6 +130,18 @@ async fn a_half_open_line_is_deaf_in_one_ear() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_mute_server_still_hears_and_is_heard_again_when_the_line_heals() {
+    let mut line = line().await;
+    line.proxy.mute();
+    line.server.write_all(b"unheard").await.unwrap();
+    assert!(silent(&mut line.client).await);
+    line.client.write_all(b"heard").await.unwrap();
+    assert_eq!(hear(&mut line.server, 5).await, b"heard");
+    line.proxy.pass();
+    assert_eq!(hear(&mut line.client, 7).await, b"unheard");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_delay_moves_everything_and_slows_nothing() {
     let mut line = line().await;
     line.proxy.delay(Duration::from_secs(5));
