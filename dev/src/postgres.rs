@@ -233,6 +233,11 @@ impl Postgres {
         self.dir.join("postgres.log")
     }
 
+    /// The folder of its data, which only its own user may read.
+    pub fn data(&self) -> PathBuf {
+        self.seat.home.join("data")
+    }
+
     /// Stops it in order, ending its clients' sessions. Data and port are kept for
     /// [`Postgres::start_again`].
     ///

@@ -49,6 +49,11 @@ impl Database {
         self.client = connect(&self.url).await;
     }
 
+    /// A session of its own, for what must hold something while others work.
+    pub(crate) async fn session(&self) -> Client {
+        connect(&self.url).await
+    }
+
     pub(crate) async fn execute(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap();
     }

@@ -23,6 +23,17 @@ pub(crate) struct Load {
     updates: BTreeMap<String, i64>,
 }
 
+impl Load {
+    /// Counts a request that was published some other way: an update of this user's profile, or,
+    /// without a user, one that changes nothing.
+    pub(crate) fn add(&mut self, id: &str, updates: Option<&str>) {
+        self.ids.push(id.to_owned());
+        if let Some(user) = updates {
+            *self.updates.entry(user.to_owned()).or_default() += 1;
+        }
+    }
+}
+
 impl Place {
     /// Publishes this many requests more, updates of profiles, every `call_every`th of them an
     /// address to be verified instead.
