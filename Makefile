@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test check bench
+.PHONY: help setup up down demo test check bench recovery
 
 TOOLS := $(CURDIR)/target/tools
 # The one that is installed, or one of our own.
@@ -38,6 +38,10 @@ check: $(DENY) ## Formatting, lints, documentation, dependencies: all without a 
 bench: setup ## Measure requests a second on this machine (ARGS=--quick for a look only)
 	cargo build --release --locked --workspace --bins
 	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" bench $(ARGS)
+
+recovery: setup ## Measure how soon work goes on after RabbitMQ and Postgres have come back
+	cargo build --locked --workspace --bins
+	@$(DEV) recovery $(ARGS)
 
 # Takes some minutes, once a checkout. A debug build: it is used for seconds and built for minutes.
 $(TOOLS)/bin/cargo-deny:

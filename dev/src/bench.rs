@@ -21,7 +21,7 @@ mod machine;
 mod page;
 pub mod part;
 mod run;
-mod spread;
+pub(crate) mod spread;
 mod way;
 
 use std::path::PathBuf;

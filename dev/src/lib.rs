@@ -6,6 +6,7 @@
 //! | [`services`] | the pair of servers that a checkout's tests share, found again or started |
 //! | [`rabbit`], [`postgres`] | one private server each: start, stop, kill, start again |
 //! | [`demo`] | the worker at work, with trouble on the way |
+//! | [`recovery`] | how long it takes to go on after a server has come back |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
 //! | [`place`], [`programs`], [`hold`] | folders, installed programs, and the end of orphans |
 //!
@@ -31,6 +32,7 @@ pub mod place;
 pub mod postgres;
 pub mod programs;
 pub mod rabbit;
+pub mod recovery;
 mod server;
 pub mod services;
 mod worker;

@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use longshore_dev::{bench, demo, hold, services::Services, stub::Stub};
+use longshore_dev::{bench, demo, hold, recovery, services::Services, stub::Stub};
 
 /// Private servers for developing and testing Longshore.
 #[derive(Debug, Parser)]
@@ -36,6 +36,8 @@ enum Command {
     },
     /// Measure the worker's speed on servers of its own.
     Bench(bench::Options),
+    /// Measure how soon the worker goes on after its servers have come back.
+    Recovery(recovery::Options),
     /// One of the ways that `bench` compares with; started by it.
     #[command(hide = true)]
     BenchPart {
@@ -96,6 +98,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Bench(options) => bench::run(&options).await?,
+        Command::Recovery(options) => {
+            if !recovery::run(&options).await?.passed() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::BenchPart { part, requests } => bench::part::run(part, requests).await?,
         Command::Status => match Services::running().await? {
             Some(services) => show(&services),

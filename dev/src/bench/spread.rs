@@ -4,14 +4,14 @@ use std::fmt;
 
 /// Where they lie.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) least: f64,
-    pub(super) most: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) least: f64,
+    pub(crate) most: f64,
 }
 
 /// The spread of some numbers; of none it is nothing but zeros.
-pub(super) fn of(numbers: impl IntoIterator<Item = f64>) -> Spread {
+pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Spread {
     let mut numbers: Vec<f64> = numbers.into_iter().collect();
     numbers.sort_by(f64::total_cmp);
     Spread {
