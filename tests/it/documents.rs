@@ -103,6 +103,7 @@ fn every_file_that_a_document_points_to_is_there() {
         "CONTRIBUTING.md",
         "docs/architecture.md",
         "docs/contract.md",
+        "docs/faults.md",
         "docs/operations.md",
         "docs/verification.md",
     ] {
@@ -114,6 +115,47 @@ fn every_file_that_a_document_points_to_is_there() {
             if !target.is_empty() && !target.contains("://") {
                 assert!(here.with_file_name("").join(target).exists(), "{path}: {target}");
             }
+        }
+    }
+}
+
+/// Every file of tests below a folder: its name and its text.
+fn tests_below(folder: &Path) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(tests_below(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            found.push((name, fs::read_to_string(&path).unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn each_fault_names_a_test_that_exists_and_what_was_seen() {
+    let tests = tests_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests"));
+    let text = document("docs/faults.md");
+    let mut rows: Vec<Vec<&str>> = Vec::new();
+    let mut of_faults = false;
+    for line in text.lines() {
+        of_faults = line.starts_with("| fault |") || of_faults && line.starts_with('|');
+        if of_faults && line.starts_with("| ") && !line.starts_with("| fault |") {
+            rows.push(line.trim_matches('|').split(" | ").map(str::trim).collect());
+        }
+    }
+    assert!(rows.len() > 20, "{rows:?}");
+    for row in rows {
+        assert!(row.len() == 4 && row.iter().all(|cell| !cell.is_empty()), "{row:?}");
+        let named: Vec<(&str, &str)> =
+            row[2].split('`').filter_map(|word| word.split_once("::")).collect();
+        assert!(!named.is_empty() || row[2] == "cannot be tested here", "{row:?}");
+        for (file, function) in named {
+            let wanted = format!("fn {function}(");
+            let exists = |(name, text): &(String, String)| name == file && text.contains(&wanted);
+            assert!(tests.iter().any(exists), "there is no {file}::{function}");
         }
     }
 }
@@ -164,7 +206,13 @@ fn settings_and_events_that_a_document_names_are_there() {
     }
     let files = ["worker.rs", "queue.rs", "ledger.rs", "admin.rs", "request.rs"].map(str::to_owned);
     known.extend(files);
-    let documents = ["README.md", "docs/architecture.md", "docs/contract.md", "docs/operations.md"];
+    let documents = [
+        "README.md",
+        "docs/architecture.md",
+        "docs/contract.md",
+        "docs/faults.md",
+        "docs/operations.md",
+    ];
     let mut seen = 0;
     for path in documents {
         for name in names_in(&document(path)) {

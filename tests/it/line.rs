@@ -11,19 +11,25 @@ use serde_json::Value;
 
 use crate::support::{Load, Place, Worker, address, through, until};
 
-/// A place whose worker reaches the broker by way of a proxy, with short heartbeats.
-async fn behind_a_line(test: &str) -> (Place, Proxy, Worker) {
+/// A place whose worker reaches the broker by way of a proxy.
+async fn behind_a_line(test: &str, heartbeat: &str) -> (Place, Proxy, Worker) {
     let mut place = Place::new(test).await;
-    place.set_value("QUEUE__HEARTBEAT", "1s").set_value("QUEUE__CONNECT_TIMEOUT", "1s");
+    place.set_value("QUEUE__HEARTBEAT", heartbeat).set_value("QUEUE__CONNECT_TIMEOUT", "1s");
     let line = Proxy::start(address(&place.broker.url)).await.unwrap();
     let far = through(&place.broker.url, &line);
     let worker = place.worker_with(&[("AMQP_URL", &far)]).await;
     (place, line, worker)
 }
 
-/// Waits until the worker tells that it lost its line, and returns that line of its log.
+/// Waits until the worker tells that it lost its line, which stays bad; that line of its log.
 async fn until_lost(worker: &Worker) -> Value {
-    worker.until_event("queue.disconnected").await
+    let lost = worker.until_event("queue.disconnected").await;
+    until("the readiness probe says so", async || {
+        let (status, body) = worker.get("/health/ready").await?;
+        (status == 503 && body.contains("\"reconnecting\"")).then_some(())
+    })
+    .await;
+    lost
 }
 
 /// All of the load is done once, by attempts that were charged once, and the worker stops in order.
@@ -38,7 +44,7 @@ async fn nothing_was_harmed(place: &Place, load: &Load, mut worker: Worker) {
 
 #[tokio::test]
 async fn a_worker_that_the_broker_no_longer_hears_is_dropped_by_it_and_comes_back() {
-    let (place, line, worker) = behind_a_line("half_open").await;
+    let (place, line, worker) = behind_a_line("half_open", "1s").await;
     place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 50 });
     let mut load = Load::default();
     place.publish_load(&mut load, 1_000, 2).await;
@@ -53,7 +59,7 @@ async fn a_worker_that_the_broker_no_longer_hears_is_dropped_by_it_and_comes_bac
 
 #[tokio::test]
 async fn a_broker_whose_heartbeats_no_longer_come_is_given_up() {
-    let (place, line, worker) = behind_a_line("mute").await;
+    let (place, line, worker) = behind_a_line("mute", "1s").await;
     place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 50 });
     let mut load = Load::default();
     place.publish_load(&mut load, 1_000, 2).await;
@@ -68,9 +74,23 @@ async fn a_broker_whose_heartbeats_no_longer_come_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_line_that_swallows_everything_is_given_up() {
+    let (place, line, worker) = behind_a_line("black_hole", "1s").await;
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 50 });
+    let mut load = Load::default();
+    place.publish_load(&mut load, 1_000, 2).await;
+    worker.until_done(200).await;
+    line.black_hole();
+    let lost = until_lost(&worker).await;
+    assert_eq!(lost["cause"], "lost", "{lost}");
+    line.pass();
+    nothing_was_harmed(&place, &load, worker).await;
+}
+
+#[tokio::test]
 async fn a_slow_line_makes_the_work_slow_and_is_no_outage() {
     const BYTES_A_SECOND: u32 = 20_000;
-    let (place, line, worker) = behind_a_line("slow_line").await;
+    let (place, line, worker) = behind_a_line("slow_line", "3s").await;
     line.delay(Duration::from_millis(100));
     line.limit_bytes_per_second(BYTES_A_SECOND);
     let (begun, before) = (Instant::now(), line.counters().from_upstream);
@@ -92,7 +112,7 @@ async fn a_slow_line_makes_the_work_slow_and_is_no_outage() {
 
 #[tokio::test]
 async fn a_line_that_is_reset_in_the_middle_of_a_frame_changes_no_account() {
-    let (place, line, worker) = behind_a_line("mid_frame").await;
+    let (place, line, worker) = behind_a_line("mid_frame", "3s").await;
     let mut load = Load::default();
     place.publish_load(&mut load, 4_000, 4).await;
     for number in 0..20_u64 {

@@ -73,26 +73,36 @@ async fn a_broker_that_is_stopped_killed_or_closes_connections_is_survived_under
 
     place.broker.reconnect().await;
     place.until_accounted(&load).await;
+    place.assert_no_attempt_was_burnt().await;
     assert_eq!(worker.drain().await.0, Some(0));
 }
 
 #[tokio::test]
 async fn a_queue_that_is_deleted_under_the_worker_is_declared_and_consumed_again() {
-    let place = Place::new("queue_deleted").await;
+    let mut place = Place::new("queue_deleted").await;
+    place.patient_dependencies("4s");
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 1_000 });
     let worker = place.worker().await;
     place.publish("u-1", "user.profile.update", "1", json!({"name": "Ada"})).await;
     place.until_state("u-1", "done").await;
     for number in 2..=3 {
+        let under_way = format!("a-{number}");
+        let address = json!({"address": "1 Main Street"});
+        place.publish(&under_way, "user.address.verify", "1", address).await;
+        place.stub.until_arrivals("geocoder", number - 1).await;
         place.broker.delete_queue().await;
         until("the broker's end of the subscription is told", async || {
             let told = worker.metric("longshore_reconnects_total{reason=\"cancelled\"}").await?;
-            (told >= f64::from(number - 1)).then_some(())
+            (told >= (number - 1) as f64).then_some(())
         })
         .await;
         worker.until_ready().await;
         let id = format!("u-{number}");
         place.publish(&id, "user.profile.update", "1", json!({"name": "Ada"})).await;
         place.until_state(&id, "done").await;
+        // Its message is gone with the queue; it was claimed, and goes on to its end.
+        assert_eq!(place.until_state(&under_way, "done").await.attempt, 1);
+        assert_eq!(place.stub.calls()[&under_way].calls, 1);
     }
     assert_eq!(place.database.version("1").await, 3);
 }

@@ -34,6 +34,16 @@ async fn until_away(worker: &Worker) -> Value {
     away
 }
 
+/// Waits until the log tells of this reason, which came after the first one.
+async fn until_told(worker: &Worker, reason: &str) {
+    worker
+        .until_line(&format!("tells of {reason}"), |line| {
+            let error = line["error"].as_str().unwrap_or_default();
+            line["event"] == "ledger.still_away" && error.contains(reason)
+        })
+        .await;
+}
+
 /// More is published while nothing can be done: it stays in the queue.
 async fn nothing_is_done_meanwhile(place: &Place, worker: &Worker, load: &mut Load) {
     place.publish_load(load, 100, 2).await;
@@ -81,6 +91,7 @@ async fn a_server_that_becomes_read_only_is_waited_for() {
     assert!(away["error"].as_str().unwrap().contains("SQLSTATE 25006"), "{away}");
     // New ones find it read-only as well.
     place.database.execute(END_SESSIONS).await;
+    until_told(&worker, "it is read-only").await;
     nothing_is_done_meanwhile(&place, &worker, &mut load).await;
     place.database.execute("alter system reset default_transaction_read_only").await;
     place.database.execute("select pg_reload_conf()").await;
@@ -113,13 +124,7 @@ async fn a_password_that_is_changed_under_the_worker_is_told_and_waited_for() {
     place.database.execute("alter role hand password 'new'").await;
     place.database.execute(END_SESSIONS).await;
     until_away(&worker).await;
-    let (wanted, what) = ("SQLSTATE 28P01", "the login is refused");
-    worker
-        .until_line(what, |line| {
-            let error = line["error"].as_str().unwrap_or_default();
-            line["event"] == "ledger.still_away" && error.contains(wanted)
-        })
-        .await;
+    until_told(&worker, "SQLSTATE 28P01").await;
     nothing_is_done_meanwhile(&place, &worker, &mut load).await;
     let log = worker.log();
     assert!(!log.iter().any(|line| line.to_string().contains("hand:old")), "no password is told");
@@ -138,6 +143,7 @@ async fn a_server_that_takes_no_more_sessions_is_waited_for() {
     place.database.execute("alter role hand connection limit 0").await;
     place.database.execute(END_SESSIONS).await;
     until_away(&worker).await;
+    until_told(&worker, "SQLSTATE 53300").await;
     nothing_is_done_meanwhile(&place, &worker, &mut load).await;
     place.database.execute("alter role hand connection limit -1").await;
     nothing_was_harmed(&place, &load, worker).await;
@@ -223,4 +229,6 @@ async fn a_full_disk_for_the_servers_log_is_waited_for() {
     postgres.start_again().await.unwrap();
     place.database.reconnect().await;
     nothing_was_harmed(&place, &load, worker).await;
+    // Before its disk goes.
+    postgres.stop().await.unwrap();
 }

@@ -91,10 +91,13 @@ async fn the_victim_of_a_deadlock_is_tried_again_and_its_neighbours_are_not_char
         (place.database.number(waits).await > 0).then_some(())
     })
     .await;
-    for number in 0..100 {
-        place.publish(&format!("n-{number}"), "user.profile.update", "n", json!({})).await;
-    }
-    take("b").await;
+    // While both wait for each other, more arrives in the same lane.
+    let more = async {
+        for number in 0..100 {
+            place.publish(&format!("n-{number}"), "user.profile.update", "x", json!({})).await;
+        }
+    };
+    tokio::join!(take("b"), more);
     other.batch_execute("commit").await.unwrap();
 
     let line = worker.until_outcome("both", "retry").await;
@@ -107,7 +110,7 @@ async fn the_victim_of_a_deadlock_is_tried_again_and_its_neighbours_are_not_char
     for number in 0..100 {
         assert_eq!(place.until_state(&format!("n-{number}"), "done").await.attempt, 1);
     }
-    assert_eq!(place.database.version("n").await, 100);
+    assert_eq!(place.database.version("x").await, 100);
     place.broker.until_empty().await;
     assert_eq!(worker.drain().await.0, Some(0));
 }
@@ -153,8 +156,12 @@ async fn a_pool_without_a_free_connection_pauses_and_burns_nothing() {
     let mut place = Place::new("pool").await;
     place.set_value("LEDGER__LANES", "1").set_value("LEDGER__POOL__MAX_SIZE", "3");
     place.set_value("LEDGER__POOL__MAX_IDLE", "3").set_value("LEDGER__POOL__WAIT_TIMEOUT", "200ms");
-    // Nobody's lock is given up before the pool has been found empty.
-    place.set_value("LEDGER__STATEMENT_TIMEOUT", "10s");
+    // Nobody's lock is given up before the pool has been found empty: two lanes hold a connection,
+    // and the counts and the pruning want the third.
+    place
+        .set_value("LEDGER__STATEMENT_TIMEOUT", "10s")
+        .set_value("LEDGER__PRUNE_INTERVAL", "200ms");
+    place.set_value("DEFAULTS__KIND__TIMEOUT", "10s");
     place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 20 });
     let mut worker = place.worker().await;
     let mut load = Load::default();
