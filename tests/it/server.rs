@@ -133,6 +133,32 @@ async fn a_password_that_is_changed_under_the_worker_is_told_and_waited_for() {
 }
 
 #[tokio::test]
+async fn a_worker_that_starts_without_a_ledger_tells_each_reason_and_begins_when_there_is_none() {
+    let (mut place, mut postgres, _dir) = on_a_server("start").await;
+    let url = user(&place, &postgres).await.replace(":old@", ":new@");
+    postgres.stop().await.unwrap();
+    let worker = place.worker_unready(&[("DATABASE_URL", &url)]).await;
+    let until_away_for = async |reason: &str| {
+        worker
+            .until_line(&format!("tells of {reason}"), |line| {
+                let error = line["error"].as_str().unwrap_or_default();
+                line["event"] == "ledger.away" && error.contains(reason)
+            })
+            .await
+    };
+    until_away_for("Connection refused").await;
+    postgres.start_again().await.unwrap();
+    until_away_for("SQLSTATE 28P01").await;
+    place.database.reconnect().await;
+    place.database.execute("alter role hand password 'new'").await;
+    worker.until_ready().await;
+    let mut load = Load::default();
+    place.publish_load(&mut load, 20, 2).await;
+    place.until_accounted(&load).await;
+    place.assert_no_attempt_was_burnt().await;
+}
+
+#[tokio::test]
 async fn a_server_that_takes_no_more_sessions_is_waited_for() {
     let (place, postgres, _dir) = on_a_server("sessions").await;
     let url = user(&place, &postgres).await;
