@@ -34,12 +34,13 @@ async fn until_away(worker: &Worker) -> Value {
     away
 }
 
-/// Waits until the log tells of this reason, which came after the first one.
+/// Waits until the log tells of this reason, the first one or a later one of the outage.
 async fn until_told(worker: &Worker, reason: &str) {
     worker
         .until_line(&format!("tells of {reason}"), |line| {
             let error = line["error"].as_str().unwrap_or_default();
-            line["event"] == "ledger.still_away" && error.contains(reason)
+            let told = line["event"] == "ledger.away" || line["event"] == "ledger.still_away";
+            told && error.contains(reason)
         })
         .await;
 }
