@@ -189,8 +189,11 @@ async fn show(keep: bool) -> anyhow::Result<Report> {
     let sources = Sources {
         pg_url: pg_url.clone(),
         amqp_url: amqp_url.clone(),
-        queue: QUEUE.to_owned(),
+        queues: vec![QUEUE.to_owned()],
         dead_queue: DEAD.to_owned(),
+        schema: "longshore".to_owned(),
+        effects: None,
+        users: Some("app.users".to_owned()),
         stub_url: Some(stub_url.clone()),
     };
     let observed = account::observe(&sources).await?;

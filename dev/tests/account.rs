@@ -15,14 +15,18 @@ use longshore_dev::{
 };
 
 const SCHEMA: &str = r#"
-    CREATE SCHEMA longshore;
+    CREATE SCHEMA ledger;
     CREATE SCHEMA app;
-    CREATE TABLE longshore.requests (request_id text, kind text, user_id text, state text, attempt integer, error_code text);
-    CREATE TABLE longshore.unreadable (id bigint, request_id text, error_code text, properties json);
+    CREATE TABLE ledger.requests (request_id text, kind text, user_id text, state text, attempt integer, error_code text, received_at timestamptz, finished_at timestamptz);
+    CREATE TABLE ledger.attempts (request_id text, attempt integer, ended_at timestamptz, worker text, outcome text, error_code text);
+    CREATE TABLE ledger.effects (request_id text, at timestamptz);
+    CREATE TABLE ledger.unreadable (id bigint, request_id text, error_code text, properties json);
     CREATE TABLE app.users (version bigint);
     INSERT INTO app.users VALUES (1), (0);
-    INSERT INTO longshore.requests VALUES ('u1', 'user.profile.update', '42', 'done', 1, NULL);
-    INSERT INTO longshore.unreadable VALUES
+    INSERT INTO ledger.requests VALUES ('u1', 'user.profile.update', '42', 'done', 1, NULL, now(), now());
+    INSERT INTO ledger.attempts VALUES ('u1', 1, now(), 'w', 'retry', 'call_failed');
+    INSERT INTO ledger.effects VALUES ('u1', now());
+    INSERT INTO ledger.unreadable VALUES
         (1, NULL, 'malformed_json', '{"headers": {"x-account-id": "g1"}, "message_id": "other"}'),
         (2, NULL, 'malformed_json', '{"message_id": "g2"}'),
         (3, NULL, 'malformed_json', '{}');
@@ -71,11 +75,15 @@ async fn what_is_observed_is_what_is_there() {
     publish(&channel, &dead, b"{", BasicProperties::default()).await;
 
     let stub = Stub::start("127.0.0.1:0").await.unwrap();
+    let schema = "ledger".to_owned();
     let sources = Sources {
         pg_url,
         amqp_url: services.rabbit.url(),
-        queue: queue.clone(),
+        queues: vec![queue.clone()],
         dead_queue: dead.clone(),
+        schema: schema.clone(),
+        effects: Some(format!("{schema}.effects")),
+        users: Some("app.users".to_owned()),
         stub_url: Some(stub.url.clone()),
     };
     let mut account = Account::new();
@@ -91,6 +99,7 @@ async fn what_is_observed_is_what_is_there() {
             (observed.dead.len(), observed.unreadable.len(), observed.versions),
             (4, 3, Some(1))
         );
+        assert_eq!((observed.attempts.len(), observed.effects.map(|all| all.len())), (1, Some(1)));
     }
 
     until_empty(&sources.amqp_url, &queue, Duration::from_secs(30)).await.unwrap();

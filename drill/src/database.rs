@@ -12,3 +12,8 @@ pub async fn connect(url: &str) -> anyhow::Result<Client> {
     tokio::spawn(async move { connection.await.is_ok() });
     Ok(client)
 }
+
+/// A name as SQL takes it, whatever is in it.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

@@ -107,8 +107,11 @@ impl Fleet {
         Sources {
             pg_url: self.settings.pg_url.clone(),
             amqp_url: self.settings.amqp_url.clone(),
-            queue: load::QUEUE.to_owned(),
+            queues: vec![load::QUEUE.to_owned()],
             dead_queue: load::DEAD.to_owned(),
+            schema: "longshore".to_owned(),
+            effects: None,
+            users: Some("app.users".to_owned()),
             stub_url: Some(self.settings.stub_url.clone()),
         }
     }

@@ -26,6 +26,8 @@ const TALK: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_millis(200);
 /// How many messages of the dead queue are read.
 const MAX_DEAD: usize = 100_000;
+/// How many rows of failed attempts are read; they are for histories only.
+const MAX_ATTEMPTS: i64 = 200_000;
 
 /// Where to look.
 #[derive(Debug, Clone)]
@@ -34,15 +36,22 @@ pub struct Sources {
     pub pg_url: String,
     /// The broker.
     pub amqp_url: String,
-    /// The queue of requests.
-    pub queue: String,
+    /// The queues that must be empty, the queue of requests among them.
+    pub queues: Vec<String>,
     /// The broker's own dead-letter queue.
     pub dead_queue: String,
+    /// The schema of the ledger.
+    pub schema: String,
+    /// The table, with its schema, in which functions leave one row `(request_id, at)` for each
+    /// effect, where there is one.
+    pub effects: Option<String>,
+    /// The table of the example's users, with its schema; looked at if it is there.
+    pub users: Option<String>,
     /// The stub, where one took part.
     pub stub_url: Option<String>,
 }
 
-/// One row of `longshore.requests`.
+/// One row of the ledger's `requests`. Times are milliseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// `request_id`.
@@ -57,6 +66,36 @@ pub struct Row {
     pub attempt: i32,
     /// `error_code`.
     pub error_code: Option<String>,
+    /// `received_at`.
+    pub received_ms: Option<i64>,
+    /// `finished_at`.
+    pub finished_ms: Option<i64>,
+}
+
+/// One row of the ledger's `attempts`: what did not go right the first time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptRow {
+    /// `request_id`.
+    pub id: String,
+    /// `attempt`.
+    pub number: i32,
+    /// `ended_at`.
+    pub ended_ms: Option<i64>,
+    /// `worker`.
+    pub worker: Option<String>,
+    /// `outcome`.
+    pub outcome: String,
+    /// `error_code`.
+    pub error_code: Option<String>,
+}
+
+/// One row of the table of effects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effect {
+    /// `request_id`.
+    pub id: String,
+    /// `at`.
+    pub at_ms: Option<i64>,
 }
 
 impl Row {
@@ -66,7 +105,7 @@ impl Row {
     }
 }
 
-/// One row of `longshore.unreadable`.
+/// One row of the ledger's `unreadable`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
     /// Its own number.
@@ -84,6 +123,10 @@ pub struct Observed {
     pub rows: Vec<Row>,
     /// What the ledger could not file under an id.
     pub unreadable: Vec<Unreadable>,
+    /// Attempts that failed, as far as they are told in histories.
+    pub attempts: Vec<AttemptRow>,
+    /// Every effect, where functions leave a trace of it.
+    pub effects: Option<Vec<Effect>>,
     /// The ids of the messages in the broker's dead queue, as far as they have one.
     pub dead: Vec<Option<String>>,
     /// Messages of the dead queue that the client library cannot read, and those behind them.
@@ -92,7 +135,7 @@ pub struct Observed {
     pub queues: BTreeMap<String, u64>,
     /// What the stub remembers, by `Idempotency-Key`.
     pub calls: Option<HashMap<String, Calls>>,
-    /// `sum(version)` over `app.users`, where there is that table.
+    /// `sum(version)` over the example's users, where there are any.
     pub versions: Option<i64>,
 }
 
@@ -110,13 +153,14 @@ impl Observed {
     }
 
     /// The keys under which calls were made.
-    pub(super) fn keys(&self) -> Vec<&str> {
-        self.calls
-            .iter()
-            .flat_map(|calls| calls.keys())
-            .filter(|key| !key.is_empty())
-            .map(String::as_str)
-            .collect()
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        let keys = self.calls.iter().flat_map(|calls| calls.keys());
+        keys.filter(|key| !key.is_empty()).map(String::as_str)
+    }
+
+    /// The ids that effects are noted under.
+    pub(super) fn effect_ids(&self) -> impl Iterator<Item = &str> {
+        self.effects.iter().flatten().map(|effect| effect.id.as_str())
     }
 }
 
@@ -126,7 +170,7 @@ impl Observed {
 /// When one of the sources cannot be asked.
 pub async fn observe(sources: &Sources) -> anyhow::Result<Observed> {
     let mut observed = Observed::default();
-    timeout(TALK, ledger(&sources.pg_url, &mut observed))
+    timeout(TALK, ledger(sources, &mut observed))
         .await
         .context("Postgres does not answer")??;
     timeout(TALK, broker(sources, &mut observed)).await.context("RabbitMQ does not answer")??;
@@ -179,14 +223,17 @@ async fn is_empty(amqp_url: &str, queue: &str) -> anyhow::Result<u64> {
     Ok(messages)
 }
 
-async fn ledger(pg_url: &str, observed: &mut Observed) -> anyhow::Result<()> {
-    let client = database::connect(pg_url).await?;
-    let rows = "SELECT request_id, kind, user_id, state, attempt, error_code FROM longshore.requests ORDER BY request_id";
-    for row in client
-        .query(rows, &[])
-        .await
-        .context("the ledger cannot be read, check that it was migrated")?
-    {
+async fn ledger(sources: &Sources, observed: &mut Observed) -> anyhow::Result<()> {
+    let client = database::connect(&sources.pg_url).await?;
+    let schema = database::quoted(&sources.schema);
+    let rows = format!(
+        "SELECT request_id, kind, user_id, state, attempt, error_code, {}, {}
+           FROM {schema}.requests ORDER BY request_id",
+        millis("received_at"),
+        millis("finished_at")
+    );
+    let rows = client.query(&rows, &[]).await;
+    for row in rows.context("the ledger cannot be read, check that it was migrated")? {
         observed.rows.push(Row {
             id: row.try_get(0)?,
             kind: row.try_get(1)?,
@@ -194,31 +241,64 @@ async fn ledger(pg_url: &str, observed: &mut Observed) -> anyhow::Result<()> {
             state: row.try_get(3)?,
             attempt: row.try_get(4)?,
             error_code: row.try_get(5)?,
+            received_ms: row.try_get(6)?,
+            finished_ms: row.try_get(7)?,
         });
     }
-    let unreadable = "SELECT id, coalesce(properties #>> ARRAY['headers', $1], request_id, properties ->> 'message_id'), error_code
-                      FROM longshore.unreadable ORDER BY id";
-    for row in client.query(unreadable, &[&ID_HEADER]).await? {
+    let unreadable = format!(
+        "SELECT id, coalesce(properties #>> ARRAY['headers', $1], request_id, properties ->> 'message_id'), error_code
+           FROM {schema}.unreadable ORDER BY id"
+    );
+    for row in client.query(&unreadable, &[&ID_HEADER]).await? {
         observed.unreadable.push(Unreadable {
             number: row.try_get(0)?,
             id: row.try_get(1)?,
             error_code: row.try_get(2)?,
         });
     }
-    if client.query_one("SELECT to_regclass('app.users') IS NOT NULL", &[]).await?.try_get(0)? {
-        let sum = client
-            .query_one("SELECT coalesce(sum(version), 0)::bigint FROM app.users", &[])
-            .await?;
-        observed.versions = Some(sum.try_get(0)?);
+    let attempts = format!(
+        "SELECT request_id, attempt, {}, worker, outcome, error_code
+           FROM {schema}.attempts ORDER BY ended_at DESC LIMIT $1",
+        millis("ended_at")
+    );
+    for row in client.query(&attempts, &[&MAX_ATTEMPTS]).await? {
+        observed.attempts.push(AttemptRow {
+            id: row.try_get(0)?,
+            number: row.try_get(1)?,
+            ended_ms: row.try_get(2)?,
+            worker: row.try_get(3)?,
+            outcome: row.try_get(4)?,
+            error_code: row.try_get(5)?,
+        });
+    }
+    if let Some(table) = &sources.effects {
+        let effects = format!("SELECT request_id, {} FROM {table}", millis("at"));
+        let rows = client.query(&effects, &[]).await?;
+        let effect =
+            |row: &tokio_postgres::Row| Ok(Effect { id: row.try_get(0)?, at_ms: row.try_get(1)? });
+        observed.effects = Some(rows.iter().map(effect).collect::<anyhow::Result<_>>()?);
+    }
+    if let Some(users) = &sources.users
+        && client.query_one("SELECT to_regclass($1) IS NOT NULL", &[users]).await?.try_get(0)?
+    {
+        let sum = format!("SELECT coalesce(sum(version), 0)::bigint FROM {users}");
+        observed.versions = Some(client.query_one(&sum, &[]).await?.try_get(0)?);
     }
     Ok(())
+}
+
+/// A time as milliseconds since 1970.
+fn millis(column: &str) -> String {
+    format!("(extract(epoch FROM {column}) * 1000)::bigint")
 }
 
 async fn broker(sources: &Sources, observed: &mut Observed) -> anyhow::Result<()> {
     let connection =
         Connection::connect(&sources.amqp_url, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
-    observed.queues.insert(sources.queue.clone(), depth(&channel, &sources.queue).await?);
+    for queue in &sources.queues {
+        observed.queues.insert(queue.clone(), depth(&channel, queue).await?);
+    }
     // Also says that there is such a queue: a get that fails below is the message's fault.
     let mut dead = depth(&channel, &sources.dead_queue).await?;
     let mut last = None;

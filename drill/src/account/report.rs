@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// How many histories are shown for a broken rule.
 pub(super) const SHOWN: usize = 10;
 
 /// One rule and how it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The rule, as a sentence.
     pub rule: String,
@@ -19,7 +21,7 @@ pub struct Finding {
 }
 
 /// The whole comparison. Its `Display` is an aligned table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// What was counted, in words and numbers.
     pub counts: Vec<(String, u64)>,

@@ -1,7 +1,11 @@
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
 use super::*;
 use crate::stub::Calls;
 
-const UPDATE: &str = COUNTED_KIND;
+const UPDATE: &str = "user.profile.update";
 const VERIFY: &str = "user.address.verify";
 
 fn row(id: &str, kind: &str, state: &str) -> Row {
@@ -12,7 +16,13 @@ fn row(id: &str, kind: &str, state: &str) -> Row {
         state: state.to_owned(),
         attempt: 1,
         error_code: None,
+        received_ms: Some(now()),
+        finished_ms: None,
     }
+}
+
+fn effect(id: &str) -> Effect {
+    Effect { id: id.to_owned(), at_ms: Some(now()) }
 }
 
 fn unreadable(id: &str, error_code: &str) -> Unreadable {
@@ -25,22 +35,35 @@ fn calls(calls: u64, effects: u64) -> Calls {
 
 /// A day on which everything went well, though not smoothly.
 fn well() -> (Account, Observed) {
-    let mut account = Account::new();
+    let mut account = Account::on(Terms {
+        applying: vec![UPDATE.to_owned(), VERIFY.to_owned()],
+        all_done: true,
+        ..Terms::of_the_example()
+    });
     account.published("update", UPDATE, Verdict::Unknown);
     account.published("update", UPDATE, Verdict::Confirmed);
     account.published("verify", VERIFY, Verdict::Confirmed);
     account.published("refused", UPDATE, Verdict::Refused);
     account.published("unknown", UPDATE, Verdict::Unknown);
-    account.published("dead", UPDATE, Verdict::Confirmed);
+    account.published("dead", "bad", Verdict::Confirmed);
     account.published("garbage", "garbage", Verdict::Confirmed);
-    account.published("huge", UPDATE, Verdict::Confirmed);
+    account.published("huge", "bad", Verdict::Confirmed);
     account.replied("verify");
     let observed = Observed {
         rows: vec![
             row("update", UPDATE, "done"),
             row("verify", VERIFY, "done"),
-            row("dead", UPDATE, "dead"),
+            row("dead", "bad", "dead"),
         ],
+        attempts: vec![AttemptRow {
+            id: "dead".to_owned(),
+            number: 1,
+            ended_ms: Some(now()),
+            worker: Some("w-1".to_owned()),
+            outcome: "retry".to_owned(),
+            error_code: Some("call_failed".to_owned()),
+        }],
+        effects: Some(vec![effect("update"), effect("verify")]),
         unreadable: vec![
             unreadable("garbage", "malformed_json"),
             unreadable("update", "id_reused"),
@@ -71,7 +94,7 @@ fn a_good_day_passes_every_rule() {
     let (account, observed) = well();
     let report = account.check(&observed);
     assert!(report.passed(), "{report}");
-    assert_eq!(report.findings.len(), 10);
+    assert_eq!(report.findings.len(), 13);
     let text = report.to_string();
     let columns: BTreeSet<_> = text.lines().filter_map(|line| line.find("PASS")).collect();
     assert_eq!(columns.len(), 1, "aligned:\n{text}");
@@ -81,7 +104,7 @@ fn a_good_day_passes_every_rule() {
 fn a_lost_request_is_found() {
     breaks(
         "every confirmed request is found",
-        r#""dead": published as "user.profile.update" (1 confirmed"#,
+        r#""dead": +0.000s published as "bad": confirmed; +0"#,
         |_, observed| {
             observed.rows.retain(|row| row.id != "dead");
         },
@@ -113,9 +136,12 @@ fn a_request_left_open_is_found() {
 fn what_nobody_published_is_found() {
     breaks(
         "nothing is found that was not published",
-        r#""ghost": never published; row: user.profile.update dead"#,
+        "row: dead at attempt 1; never published",
         |_, observed| {
-            observed.rows.push(row("ghost", UPDATE, "dead"));
+            observed.rows.push(Row {
+                finished_ms: Some(now()),
+                ..row("ghost", UPDATE, "dead")
+            });
         },
     );
     breaks(
@@ -124,6 +150,16 @@ fn what_nobody_published_is_found() {
         |_, observed| {
             observed.calls.get_or_insert_default().insert("ghost".to_owned(), calls(1, 1));
         },
+    );
+    breaks(
+        "nothing is found that was not published",
+        "effect; never published",
+        |_, observed| observed.effects.get_or_insert_default().push(effect("ghost")),
+    );
+    breaks(
+        "nothing is found that was not published",
+        "reply arrived; never published",
+        |account, _| account.replied("ghost"),
     );
 }
 
@@ -144,7 +180,57 @@ fn a_doubled_effect_is_found() {
 }
 
 #[test]
+fn a_second_effect_under_an_id_is_found_with_the_whole_story() {
+    let (mut account, mut observed) = well();
+    account.replied("update");
+    observed.effects.get_or_insert_default().push(effect("update"));
+    let report = account.check(&observed);
+    assert_eq!(report.broken(), ["an effect happens once at most"], "{report}");
+    let story = &report.findings.iter().find(|finding| finding.broken > 0).unwrap().histories[0];
+    for part in [
+        r#"published as "user.profile.update": unknown"#,
+        r#"published as "user.profile.update": confirmed"#,
+        "reply arrived",
+        "row: user.profile.update of user 42 received",
+        "row: done at attempt 1",
+        "unreadable 1: id_reused",
+    ] {
+        assert!(story.contains(part), "{part} is not in {story}");
+    }
+    assert_eq!(story.matches("s effect").count(), 2, "{story}");
+}
+
+#[test]
+fn an_effect_that_is_missing_or_belongs_to_nothing_done_is_found() {
+    let rule = "what is done has its effect, and nothing else has one";
+    breaks(rule, "row: done", |_, observed| {
+        observed.effects.get_or_insert_default().retain(|effect| effect.id != "update");
+    });
+    breaks(rule, "attempt 1 of w-1 ended as retry, call_failed", |_, observed| {
+        observed.effects.get_or_insert_default().push(effect("dead"));
+    });
+    breaks(rule, r#""unknown""#, |_, observed| {
+        observed.effects.get_or_insert_default().push(effect("unknown"));
+    });
+}
+
+#[test]
+fn a_good_request_that_died_is_found_where_none_may() {
+    breaks("no fault has cost a request its life", "row: dead", |account, observed| {
+        account.published("good", UPDATE, Verdict::Confirmed);
+        observed.rows.push(row("good", UPDATE, "dead"));
+    });
+    breaks("no fault has cost a request its life", "dead queue", |account, observed| {
+        account.published("good", UPDATE, Verdict::Confirmed);
+        observed.dead.push(Some("good".to_owned()));
+    });
+}
+
+#[test]
 fn a_call_without_its_key_is_found() {
+    breaks("all calls of a request share one key and one body", "1 calls", |_, observed| {
+        observed.calls.get_or_insert_default().insert("update".to_owned(), calls(1, 1));
+    });
     breaks("all calls of a request share one key and one body", "1 calls", |_, observed| {
         observed.calls.get_or_insert_default().insert(String::new(), calls(1, 1));
     });
@@ -163,14 +249,14 @@ fn a_call_that_is_done_without_effect_is_found() {
 
 #[test]
 fn a_second_reply_is_found() {
-    breaks("a request is answered once at most", "2 replies", |account, _| {
+    breaks("a request is answered once at most", "reply arrived; +", |account, _| {
         account.replied("verify");
     });
 }
 
 #[test]
 fn a_queue_that_is_not_empty_is_found() {
-    breaks("the queue is empty", "longshore.requests holds 1", |_, observed| {
+    breaks("every queue is empty", "longshore.requests holds 1", |_, observed| {
         observed.queues.insert("longshore.requests".to_owned(), 1);
     });
 }
