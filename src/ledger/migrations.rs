@@ -45,10 +45,11 @@ impl Ledger {
                 .batch_execute("set local statement_timeout = 0; set local lock_timeout = 0")
                 .await?;
             transaction.execute("select pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+            // A plain identifier by the rules of the settings.
+            transaction.batch_execute(&format!("create schema if not exists {schema}")).await?;
             transaction
                 .batch_execute(&sql::in_schema(
-                    "create schema if not exists longshore;
-                     create table if not exists longshore.migrations (
+                    "create table if not exists longshore.migrations (
                          version integer primary key, name text not null, digest bytea not null,
                          applied_at timestamptz not null default now());
                      comment on table longshore.migrations is 'Which migrations of the ledger have been applied';",

@@ -62,6 +62,17 @@ async fn a_check_finds_a_ledger_that_was_not_migrated_and_a_worker_refuses_it() 
 }
 
 #[tokio::test]
+async fn a_ledger_lives_in_the_schema_of_the_settings_and_makes_no_other() {
+    let mut place = Place::new("check_schema").await;
+    place.database.execute("drop schema longshore cascade").await;
+    place.set_value("LEDGER__SCHEMA", "inbox");
+    let migrated = place.cli(&["migrate"]).await;
+    assert!(said(&migrated).contains("schema inbox: applied 0001 ledger"), "{}", said(&migrated));
+    // Fails where the first is not there, and where the second is.
+    place.database.execute("alter schema inbox rename to longshore").await;
+}
+
+#[tokio::test]
 async fn a_check_finds_functions_that_are_missing_of_another_shape_or_not_volatile() {
     let place = Place::new("check_functions").await;
     place
