@@ -102,7 +102,7 @@ impl Handler {
         if kind.has_call() || redelivered {
             match self.claim(kind, &request, redelivered, attempt).await {
                 Ok(Claimed::Run { attempt: number, taken_over }) => {
-                    attempt.claimed(number);
+                    attempt.claimed(number, taken_over);
                     if taken_over {
                         metrics::taken_over();
                     }

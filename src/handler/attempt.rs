@@ -35,6 +35,7 @@ pub(crate) struct Attempt {
     pub(super) max: Option<u32>,
     source: &'static str,
     redelivered: bool,
+    taken_over: bool,
     /// The request that has a running row under our fence, or may have one.
     held: Option<(Arc<Request>, Option<Held>)>,
     request: Option<Arc<Request>>,
@@ -54,6 +55,7 @@ impl Attempt {
             max: None,
             source: "queue",
             redelivered: false,
+            taken_over: false,
             held: None,
             request: None,
             malformed: None,
@@ -68,6 +70,7 @@ impl Attempt {
                 fence: due.fence,
                 number: due.attempt,
                 source: "due",
+                taken_over: due.taken_over,
                 held: due.request.as_ref().ok().map(|request| {
                     let lease = handler.lease(&request.kind);
                     let held = handler.holding.hold(&request.id, due.fence, lease);
@@ -99,8 +102,9 @@ impl Attempt {
         }
     }
 
-    pub(super) fn claimed(&mut self, number: u32) {
+    pub(super) fn claimed(&mut self, number: u32, taken_over: bool) {
         self.number = number;
+        self.taken_over = taken_over;
     }
 
     pub(super) fn held(&self) -> Option<Arc<Request>> {
@@ -170,6 +174,7 @@ impl Attempt {
             trace_id: request.and_then(|request| request.message.properties.trace_id()),
             app_id: request.and_then(|request| request.message.properties.app_id.as_deref()),
             redelivered: self.redelivered,
+            taken_over: self.taken_over.then_some(true),
             source: self.source,
             age_ms: u64::try_from(age.as_millis()).ok(),
             duration_ms: millis(took),

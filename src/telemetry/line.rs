@@ -37,6 +37,8 @@ pub struct RequestLine<'a> {
     pub app_id: Option<&'a str>,
     /// Whether the broker says that it delivered it before.
     pub redelivered: bool,
+    /// Whether it was taken over from a worker that had died or lost its line; left out where not.
+    pub taken_over: Option<bool>,
     /// Where it came from: `queue`, or `due` from the ledger.
     pub source: &'a str,
     /// From the producer's publishing to now.
@@ -74,6 +76,7 @@ macro_rules! event {
             trace_id = $line.trace_id.map(cap),
             app_id = $line.app_id.map(cap),
             redelivered = $line.redelivered,
+            taken_over = $line.taken_over,
             source = $line.source,
             age_ms = $line.age_ms,
             duration_ms = micros($line.duration_ms),
@@ -134,6 +137,7 @@ mod tests {
             trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736"),
             app_id: Some("web"),
             redelivered: true,
+            taken_over: Some(true),
             source: "queue",
             age_ms: Some(1200),
             duration_ms: 12.345_678,
@@ -159,7 +163,7 @@ mod tests {
             "message": "request retry", "event": "request.finished", "request_id": "r-1", "user_id": "42",
             "kind": "user.profile.update", "outcome": "retry", "attempt": 2, "max_attempts": 5,
             "error_code": "call_failed", "error": "geocoder: status 503",
-            "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "app_id": "web", "redelivered": true,
+            "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "app_id": "web", "redelivered": true, "taken_over": true,
             "source": "queue", "age_ms": 1200, "duration_ms": 12.346, "claim_ms": 1.0, "call_ms": 10.0,
             "finish_ms": 1.25, "due_in_ms": 2000, "parked_on": "geocoder",
         });
