@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test check bench recovery
+.PHONY: help setup up down demo test check bench recovery drill
 
 TOOLS := $(CURDIR)/target/tools
 # The one that is installed, or one of our own.
@@ -42,6 +42,10 @@ bench: setup ## Measure requests a second on this machine (ARGS=--quick for a lo
 recovery: setup ## Measure how soon work goes on after RabbitMQ and Postgres have come back
 	cargo build --locked --workspace --bins
 	@$(DEV) recovery $(ARGS)
+
+drill: setup ## Prove under faults that nothing is lost and nothing done twice (minutes; ARGS=--help)
+	cargo build --release --locked --workspace --bins
+	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" drill $(ARGS)
 
 # Takes some minutes, once a checkout. A debug build: it is used for seconds and built for minutes.
 $(TOOLS)/bin/cargo-deny:

@@ -11,6 +11,7 @@ macro_rules! outln {
 }
 
 mod check;
+mod drill;
 mod migrate;
 mod publish;
 mod run;
@@ -28,7 +29,7 @@ pub enum Exit {
     Clean,
     /// It failed, and said why.
     Failed,
-    /// The worker was stopped before everything it had begun came to an end.
+    /// It was stopped before everything it had begun came to an end.
     Forced,
     /// The arguments are wrong (`EX_USAGE` of sysexits).
     Usage,
@@ -74,6 +75,8 @@ enum Command {
     Check(check::Arguments),
     /// Publish requests, with confirms, and refuse what the worker would refuse
     Publish(publish::Arguments),
+    /// Prove on your own broker and database that nothing is lost and nothing done twice
+    Drill(drill::Arguments),
 }
 
 /// Reads the arguments of this process and does what they ask for.
@@ -126,6 +129,7 @@ impl Cli {
                 Command::Migrate => migrate::run(config).await,
                 Command::Check(_) => check::run(config).await,
                 Command::Publish(arguments) => publish::run(config, arguments).await,
+                Command::Drill(arguments) => drill::run(config, arguments).await,
             }
         });
         // Whatever still runs is a probe or a socket of no further interest.

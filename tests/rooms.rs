@@ -28,7 +28,7 @@ const FLOORS: [&[&str]; 11] = [
 ];
 
 /// Outside crates, and who may name them. `steps` hands a `Transaction` to library users.
-const OUTSIDE: [(&str, &[&str]); 17] = [
+const OUTSIDE: [(&str, &[&str]); 18] = [
     ("lapin", &["queue"]),
     ("tokio_postgres", &["ledger", "steps"]),
     ("deadpool_postgres", &["ledger"]),
@@ -45,6 +45,7 @@ const OUTSIDE: [(&str, &[&str]); 17] = [
     ("tracing_appender", &["telemetry"]),
     ("figment", &["config"]),
     ("clap", &["cli"]),
+    ("longshore_drill", &["cli"]),
     ("gethostname", &["house"]),
 ];
 

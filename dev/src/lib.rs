@@ -7,11 +7,12 @@
 //! | [`rabbit`], [`postgres`] | one private server each: start, stop, kill, start again |
 //! | [`demo`] | the worker at work, with trouble on the way |
 //! | [`recovery`] | how long it takes to go on after a server has come back |
+//! | [`mod@drill`] | `longshore drill` at full size, on servers that are restarted meanwhile |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
-//! | [`place`], [`programs`], [`hold`] | folders, installed programs, and the end of orphans |
+//! | [`place`], [`programs`] | folders and installed programs |
 //!
 //! Faults on demand and the account come from `longshore-drill`, and are found under their names
-//! here as well: [`account`], [`process`], [`proxy`], [`stub`].
+//! here as well: [`account`], [`hold`], [`process`], [`proxy`], [`stub`].
 //!
 //! Servers listen on 127.0.0.1 only, on free ports, with their data under `target/dev`, and are
 //! stopped by their own pids: two checkouts and a system-wide broker never meet. Linux only, for
@@ -23,11 +24,11 @@
 )]
 
 mod apart;
-pub use longshore_drill::{account, process, proxy, stub};
+pub use longshore_drill::{account, hold, process, proxy, stub};
 
 pub mod bench;
 pub mod demo;
-pub mod hold;
+pub mod drill;
 pub mod place;
 pub mod postgres;
 pub mod programs;

@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use longshore_dev::{bench, demo, hold, recovery, services::Services, stub::Stub};
+use longshore_dev::{bench, demo, drill, hold, recovery, services::Services, stub::Stub};
 
 /// Private servers for developing and testing Longshore.
 #[derive(Debug, Parser)]
@@ -34,6 +34,8 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Run `longshore drill` on servers of its own, which are stopped and killed meanwhile.
+    Drill(drill::Options),
     /// Measure the worker's speed on servers of its own.
     Bench(bench::Options),
     /// Measure how soon the worker goes on after its servers have come back.
@@ -94,6 +96,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Demo { keep } => {
             if !demo::run(keep).await?.passed() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Drill(options) => {
+            if !drill::run(&options).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

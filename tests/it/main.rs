@@ -14,6 +14,7 @@ mod cli_publish;
 mod clients;
 mod crash;
 mod documents;
+mod drill;
 mod holding;
 mod library;
 mod line;

@@ -8,17 +8,17 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ErrorKind,
+    BasicProperties, Channel, Confirmation, Connection,
     options::{
-        BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
-        QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+        BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
     },
     types::{AMQPValue, FieldTable, LongString, ShortString},
 };
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use longshore_drill::broker;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{
     ANSWERS, EXCHANGE,
@@ -35,11 +35,6 @@ const IN_FLIGHT: usize = 64;
 const CONFIRM: Duration = Duration::from_secs(30);
 /// How long a queue may take after the broker's start until its leader answers.
 const LEADER: Duration = Duration::from_secs(60);
-/// How long one question to it may take, and how long until the next.
-const ASK: Duration = Duration::from_secs(10);
-const BETWEEN: Duration = Duration::from_millis(250);
-/// The broker's word for a queue that is not there.
-const NOT_FOUND: u16 = 404;
 
 #[derive(Clone)]
 pub(super) struct Producer {
@@ -49,7 +44,7 @@ pub(super) struct Producer {
 
 impl Producer {
     pub(super) async fn connect(url: &str) -> anyhow::Result<Self> {
-        let connection = connect(url).await?;
+        let connection = broker::connect(url).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Self { connection: Arc::new(connection), channel })
@@ -62,16 +57,12 @@ impl Producer {
         exchanges: &[&str],
     ) -> anyhow::Result<()> {
         for queue in queues {
-            delete_queue(url, queue).await?;
+            broker::delete_queue(url, queue, LEADER).await.with_context(|| {
+                let data = place::root().join("rabbitmq");
+                format!("`make down`, delete {} and try again", data.display())
+            })?;
         }
-        let connection = connect(url).await?;
-        let channel = connection.create_channel().await?;
-        for exchange in exchanges {
-            channel.exchange_delete((*exchange).into(), ExchangeDeleteOptions::default()).await?;
-        }
-        // It ends with this process at the latest.
-        let _closed = connection.close(200, "bye".into()).await.is_ok();
-        Ok(())
+        broker::delete_exchanges(url, exchanges).await
     }
 
     /// Notes every answer that arrives.
@@ -164,51 +155,4 @@ impl Producer {
             Ok(Err(_)) | Err(_) => Verdict::Unknown,
         }
     }
-}
-
-async fn connect(url: &str) -> anyhow::Result<Connection> {
-    let connecting = timeout(CONFIRM, Connection::connect(url, ConnectionProperties::default()));
-    Ok(connecting.await.context("RabbitMQ does not answer")??)
-}
-
-/// Deletes a queue once its leader is known. Right after its start RabbitMQ 3.10 has quorum queues
-/// without one; deleted then and declared again, such a queue answers INTERNAL_ERROR for ever. A
-/// purge is answered by the leader itself.
-async fn delete_queue(url: &str, queue: &str) -> anyhow::Result<()> {
-    let give_up = Instant::now() + LEADER;
-    loop {
-        let why = match timeout(ASK, purge_and_delete(url, queue)).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => format!("{error:#}"),
-            Err(_) => format!("no answer within {ASK:?}"),
-        };
-        if Instant::now() >= give_up {
-            let data = place::root().join("rabbitmq");
-            bail!(
-                "queue {queue} cannot be deleted ({why}): `make down`, delete {} and try again",
-                data.display()
-            );
-        }
-        sleep(BETWEEN).await;
-    }
-}
-
-/// On a connection of its own, for INTERNAL_ERROR ends more than the channel.
-async fn purge_and_delete(url: &str, queue: &str) -> anyhow::Result<()> {
-    let connection = connect(url).await?;
-    let channel = connection.create_channel().await?;
-    match channel.queue_purge(queue.into(), QueuePurgeOptions::default()).await {
-        Ok(_) => {
-            channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
-        }
-        Err(error) if is_not_found(&error) => {}
-        Err(error) => return Err(error.into()),
-    }
-    // It ends with this process at the latest.
-    let _closed = connection.close(200, "bye".into()).await.is_ok();
-    Ok(())
-}
-
-fn is_not_found(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == NOT_FOUND)
 }

@@ -170,9 +170,7 @@ impl Observed {
 /// When one of the sources cannot be asked.
 pub async fn observe(sources: &Sources) -> anyhow::Result<Observed> {
     let mut observed = Observed::default();
-    timeout(TALK, ledger(sources, &mut observed))
-        .await
-        .context("Postgres does not answer")??;
+    timeout(TALK, ledger(sources, &mut observed)).await.context("Postgres does not answer")??;
     timeout(TALK, broker(sources, &mut observed)).await.context("RabbitMQ does not answer")??;
     if let Some(url) = &sources.stub_url {
         observed.calls = Some(stub::calls_at(url).await.context("the stub does not answer")?);

@@ -158,8 +158,7 @@ impl Account {
     }
 
     fn counts(&self, observed: &Observed) -> Vec<(String, u64)> {
-        let sum =
-            |verdict| self.published.values().map(|sent| sent.count(verdict)).sum::<u64>();
+        let sum = |verdict| self.published.values().map(|sent| sent.count(verdict)).sum::<u64>();
         let mut counts = vec![
             ("ids published".to_owned(), self.published.len() as u64),
             ("publishes confirmed".to_owned(), sum(Verdict::Confirmed)),

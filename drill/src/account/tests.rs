@@ -138,10 +138,7 @@ fn what_nobody_published_is_found() {
         "nothing is found that was not published",
         "row: dead at attempt 1; never published",
         |_, observed| {
-            observed.rows.push(Row {
-                finished_ms: Some(now()),
-                ..row("ghost", UPDATE, "dead")
-            });
+            observed.rows.push(Row { finished_ms: Some(now()), ..row("ghost", UPDATE, "dead") });
         },
     );
     breaks(
@@ -151,11 +148,9 @@ fn what_nobody_published_is_found() {
             observed.calls.get_or_insert_default().insert("ghost".to_owned(), calls(1, 1));
         },
     );
-    breaks(
-        "nothing is found that was not published",
-        "effect; never published",
-        |_, observed| observed.effects.get_or_insert_default().push(effect("ghost")),
-    );
+    breaks("nothing is found that was not published", "effect; never published", |_, observed| {
+        observed.effects.get_or_insert_default().push(effect("ghost"))
+    });
     breaks(
         "nothing is found that was not published",
         "reply arrived; never published",

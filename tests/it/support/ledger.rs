@@ -63,6 +63,12 @@ impl Database {
         self.client.query_one(sql, &[]).await.unwrap().get::<_, Option<i64>>(0).unwrap_or_default()
     }
 
+    /// The first column of each row, where it has a value.
+    pub(crate) async fn texts(&self, sql: &str) -> Vec<String> {
+        let rows = self.client.query(sql, &[]).await.unwrap();
+        rows.iter().filter_map(|row| row.get(0)).collect()
+    }
+
     pub(crate) async fn row(&self, id: &str) -> Option<Row> {
         let rows = self
             .query(

@@ -1,0 +1,332 @@
+//! One place for a worker process, with lines of its own to broker and database. Whoever dies in
+//! it is followed by another, as an orchestrator would have it.
+
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use rustix::process::Signal;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
+    process::{Child, Command},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{
+    report::Faults,
+    schedule::Fault,
+    scratch::HEARTBEAT,
+    tally::{Sign, Tally},
+    target::Target,
+};
+use crate::{
+    hold,
+    process::Process,
+    proxy::{Direction, Proxy},
+};
+
+/// How long a worker may take to drain; its own grace is shorter.
+const DRAIN: Duration = Duration::from_secs(45);
+/// The broker gives a peer up after two heartbeats, and looks once in each.
+const FREEZE: Duration = HEARTBEAT.saturating_mul(4);
+/// How long a fault waits for what it needs: a worker that consumes, a line that is open, the word
+/// of a worker that its connection is gone.
+const READY: Duration = Duration::from_secs(20);
+/// How long until the next worker when one has failed by itself.
+const AGAIN: Duration = Duration::from_millis(500);
+/// So many in a row without ever consuming are a reason to give up.
+const HOPELESS: u32 = 60;
+/// How many lines of a worker are kept for errors.
+const KEPT: usize = 12;
+/// The variables that a worker inherits. Nothing of the operator's settings may reach it.
+const INHERITED: [&str; 5] = ["PATH", "HOME", "TZ", "TMPDIR", "RUST_MIN_STACK"];
+
+/// What all slots share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) exe: PathBuf,
+    pub(super) settings: PathBuf,
+    pub(super) target: Target,
+    pub(super) tally: Mutex<Tally>,
+    pub(super) faults: Mutex<Faults>,
+    pub(super) started: Mutex<(u32, u32)>,
+}
+
+impl Shared {
+    pub(super) fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Workers started, and workers that ended without having been asked to.
+    pub(super) fn started(&self) -> MutexGuard<'_, (u32, u32)> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the workers have told so far.
+    pub(super) fn told(&self) -> Tally {
+        self.tally().clone()
+    }
+
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The program with its settings, and nothing of our own environment that could change them.
+    pub(super) fn command(&self, amqp: &str, postgres: &str) -> Command {
+        let mut command = Command::new(&self.exe);
+        command
+            .arg("--config")
+            .arg(&self.settings)
+            .env_clear()
+            .envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))))
+            .env("AMQP_URL", amqp)
+            .env("DATABASE_URL", postgres)
+            .stdin(Stdio::null())
+            // Ctrl-C is for the drill, which ends them in order.
+            .process_group(0)
+            .kill_on_drop(true);
+        command
+    }
+}
+
+/// What a slot is told to do. It has been done when the order is dropped.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) fault: Fault,
+    pub(super) chance: u64,
+    /// Held until it is done.
+    pub(super) _turn: (tokio::sync::OwnedSemaphorePermit, tokio::sync::OwnedMutexGuard<()>),
+}
+
+/// A place for a worker.
+pub(super) struct Slot {
+    shared: Arc<Shared>,
+    broker: Proxy,
+    postgres: Proxy,
+}
+
+impl Slot {
+    pub(super) async fn new(shared: Arc<Shared>) -> anyhow::Result<Self> {
+        let broker = Proxy::start(shared.target.broker).await?;
+        let postgres = Proxy::start(shared.target.postgres).await?;
+        Ok(Self { shared, broker, postgres })
+    }
+
+    /// Keeps a worker running, and does to it what is ordered, until nobody can order any more;
+    /// then drains it. Connected tells whether one has ever consumed.
+    pub(super) async fn live(
+        self,
+        mut orders: mpsc::Receiver<Order>,
+        connected: watch::Sender<bool>,
+    ) -> anyhow::Result<()> {
+        let mut hopeless = 0;
+        loop {
+            let mut worker = self.spawn()?;
+            let ended = loop {
+                let order = tokio::select! {
+                    status = worker.child.wait() => break Some(status?),
+                    _ = worker.consumes.wait_for(|seen| seen.connected), if !*connected.borrow() => {
+                        _ = connected.send_replace(true);
+                        continue;
+                    }
+                    order = orders.recv() => order,
+                };
+                let Some(order) = order else {
+                    return self.end(worker).await;
+                };
+                if self.carry_out(&order, &mut worker).await? {
+                    break None;
+                }
+            };
+            if let Some(status) = ended {
+                self.shared.started().1 += 1;
+                let consumed = worker.consumes.borrow().connected;
+                hopeless = if consumed { 0 } else { hopeless + 1 };
+                if hopeless == HOPELESS {
+                    bail!("workers end before they consume, {status}; {}", worker.last_words());
+                }
+                sleep(AGAIN).await;
+            }
+        }
+    }
+
+    /// Does to the worker, or to its lines, what is ordered; true when it has ended by that.
+    async fn carry_out(&self, order: &Order, worker: &mut Worker) -> anyhow::Result<bool> {
+        // A fault is to meet work, but one that finds none for long is not put off for ever.
+        let ready = worker.consumes.wait_for(|seen| seen.connected);
+        let _ready = timeout(READY, ready).await.is_ok();
+        match order.fault {
+            Fault::Kill => {
+                let killed = worker.process.signal(Signal::KILL);
+                worker.child.wait().await?;
+                worker.hear_out().await;
+                self.shared.faults().sigkill += u32::from(killed);
+                Ok(true)
+            }
+            Fault::Terminate => {
+                let status = worker.terminate().await?;
+                let mut faults = self.shared.faults();
+                faults.sigterm += 1;
+                faults.sigterm_clean += u32::from(status.is_some_and(|status| status.success()));
+                Ok(true)
+            }
+            Fault::Freeze => {
+                let before = worker.consumes.borrow().disconnected;
+                worker.process.signal(Signal::STOP);
+                // The fault itself: so long it hears and says nothing.
+                sleep(FREEZE).await;
+                let went_on = worker.process.signal(Signal::CONT);
+                let noticed = worker.consumes.wait_for(|seen| seen.disconnected > before);
+                let noticed = timeout(READY, noticed).await.is_ok_and(|seen| seen.is_ok());
+                let mut faults = self.shared.faults();
+                faults.sigstop += u32::from(went_on);
+                faults.sigstop_disconnected += u32::from(noticed);
+                Ok(false)
+            }
+            Fault::CutBroker | Fault::CutPostgres | Fault::CutProducer => {
+                let broker = order.fault == Fault::CutBroker;
+                let line = if broker { &self.broker } else { &self.postgres };
+                let reset = cut(line, order.chance).await;
+                let mut faults = self.shared.faults();
+                faults.connections_reset += reset;
+                let cuts = if broker { &mut faults.cuts_broker } else { &mut faults.cuts_postgres };
+                *cuts += u32::from(reset > 0);
+                Ok(false)
+            }
+        }
+    }
+
+    /// The drain at the end of the drill: the account is drawn up when nobody works.
+    async fn end(&self, mut worker: Worker) -> anyhow::Result<()> {
+        let status = worker.terminate().await?;
+        if status.is_none_or(|status| !status.success()) {
+            let status = status.map_or("had to be killed".to_owned(), |status| status.to_string());
+            bail!("a worker did not drain at the end, {status}; {}", worker.last_words());
+        }
+        Ok(())
+    }
+
+    fn spawn(&self) -> anyhow::Result<Worker> {
+        let target = &self.shared.target;
+        let (amqp, postgres) =
+            (target.amqp_url(self.broker.addr), target.postgres_url(self.postgres.addr));
+        let mut child = self
+            .shared
+            .command(&amqp, &postgres)
+            .arg("run")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.shared.exe.display()))?;
+        let process = child.id().and_then(Process::of).context("a worker ended at once")?;
+        // Where there is no shell nobody watches; then the workers of a drill that is itself
+        // killed find their lines gone, and stay without work until somebody ends them.
+        let _watched = Process::current().is_ok_and(|me| hold::watch(me, process).is_ok());
+        self.shared.started().0 += 1;
+        let (seen, consumes) = watch::channel(Seen::default());
+        let last = Arc::new(Mutex::new(VecDeque::new()));
+        let shared = &self.shared;
+        let mut ears = Vec::new();
+        if let Some(out) = child.stdout.take() {
+            let heard = follow(out, Arc::clone(shared), seen.clone(), Arc::clone(&last));
+            ears.push(tokio::spawn(heard));
+        }
+        if let Some(err) = child.stderr.take() {
+            ears.push(tokio::spawn(follow(err, Arc::clone(shared), seen, Arc::clone(&last))));
+        }
+        Ok(Worker { child, process, consumes, last, ears })
+    }
+}
+
+/// What has been seen of a worker.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    connected: bool,
+    disconnected: u32,
+}
+
+/// A worker that runs.
+struct Worker {
+    child: Child,
+    process: Process,
+    consumes: watch::Receiver<Seen>,
+    last: Arc<Mutex<VecDeque<String>>>,
+    ears: Vec<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Once it has ended: reads what is left of what it said.
+    async fn hear_out(&mut self) {
+        for ear in self.ears.drain(..) {
+            let _heard = timeout(READY, ear).await.is_ok();
+        }
+    }
+
+    /// SIGTERM; none when it had to be killed.
+    async fn terminate(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        self.process.signal(Signal::TERM);
+        if let Ok(status) = timeout(DRAIN, self.child.wait()).await {
+            self.hear_out().await;
+            return Ok(Some(status?));
+        }
+        self.child.kill().await?;
+        Ok(None)
+    }
+
+    fn last_words(&self) -> String {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines: Vec<&str> = last.iter().map(String::as_str).collect();
+        format!("its last lines:\n{}", lines.join("\n"))
+    }
+}
+
+/// Counts what a worker says, to its last line.
+async fn follow(
+    out: impl AsyncRead + Unpin,
+    shared: Arc<Shared>,
+    seen: watch::Sender<Seen>,
+    last: Arc<Mutex<VecDeque<String>>>,
+) {
+    let mut lines = BufReader::with_capacity(64 * 1024, out).lines();
+    let mut draining = false;
+    while let Ok(Some(line)) = lines.next_line().await {
+        match shared.tally().read(&line, &mut draining) {
+            Sign::Connected => seen.send_modify(|seen| seen.connected = true),
+            Sign::Disconnected => seen.send_modify(|seen| seen.disconnected += 1),
+            Sign::None => {}
+        }
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() == KEPT {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+}
+
+/// Resets the connections of a line, half of the times in the middle of a frame; how many it met.
+pub(super) async fn cut(line: &Proxy, chance: u64) -> u64 {
+    let before = line.counters().cut;
+    let met = || line.counters().cut - before;
+    let until = Instant::now() + READY;
+    if chance.is_multiple_of(2) {
+        let way =
+            if chance.is_multiple_of(4) { Direction::FromClient } else { Direction::FromUpstream };
+        line.cut_after_bytes((chance >> 8) % 20_000, way);
+        while met() == 0 && Instant::now() + READY / 2 < until {
+            sleep(Duration::from_millis(10)).await;
+        }
+        line.pass();
+    }
+    while met() == 0 && Instant::now() < until {
+        line.cut();
+        sleep(Duration::from_millis(50)).await;
+    }
+    met()
+}
