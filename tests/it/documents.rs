@@ -105,6 +105,7 @@ fn every_file_that_a_document_points_to_is_there() {
         "docs/contract.md",
         "docs/faults.md",
         "docs/operations.md",
+        "docs/drill.md",
         "docs/verification.md",
     ] {
         let here = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);

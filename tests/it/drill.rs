@@ -8,7 +8,7 @@ use longshore_drill::broker;
 use serde_json::Value;
 use tokio::{process::Child, time::timeout};
 
-use crate::support::{Place, until, until_within};
+use crate::support::{Place, document::document, until, until_within};
 
 /// How long a drill of some thousand requests may take on a busy machine.
 const DRILL: Duration = Duration::from_secs(180);
@@ -86,7 +86,10 @@ async fn a_small_drill_passes_with_every_fault_and_leaves_nothing_behind() {
     assert!(report["told"]["redeliveries"].as_u64().unwrap() > 0, "{said}");
     let findings = report["account"]["findings"].as_array().unwrap();
     assert_eq!(findings.len(), 12, "{said}");
+    let document = document("docs/drill.md");
     for finding in findings {
+        let row = format!("\n| {} |", finding["rule"].as_str().unwrap());
+        assert!(document.contains(&row), "docs/drill.md lacks the rule{row}");
         // A rule that was checked on nothing has shown nothing.
         assert!(finding["checked"].as_u64().unwrap() > 0, "{finding}");
     }

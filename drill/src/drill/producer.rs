@@ -33,6 +33,9 @@ const CONFIRM: Duration = Duration::from_secs(30);
 /// How long until the next try to connect, at most.
 const RECONNECT: Duration = Duration::from_secs(1);
 
+/// How often an idle producer looks whether it is still connected.
+const LOOK: Duration = Duration::from_millis(250);
+
 /// How far the producer may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Leave {
@@ -98,8 +101,8 @@ impl Producer {
                 None => match under_way.next().await {
                     Some((item, verdict)) => self.note(item, verdict, work),
                     None if lost || work.is_over() => return,
-                    // Whoever gives leave lives as long as this task.
-                    None => _ = self.leave.changed().await.is_ok(),
+                    // An idle connection that is lost is made anew as well, hence the look.
+                    None => _ = timeout(LOOK, self.leave.changed()).await.is_ok(),
                 },
             }
             while let Some(Some((item, verdict))) = under_way.next().now_or_never() {

@@ -159,6 +159,8 @@ probe_interval = "200ms"
 max_size = 8
 [admin]
 enabled = false
+[log]
+level = "info,longshore::queue::supervisor=debug"
 [defaults.kind]
 timeout = "4s"
 max_attempts = 1000

@@ -36,9 +36,14 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(45);
 /// The broker gives a peer up after two heartbeats, and looks once in each.
 const FREEZE: Duration = HEARTBEAT.saturating_mul(4);
-/// How long a fault waits for what it needs: a worker that consumes, a line that is open, the word
-/// of a worker that its connection is gone.
+/// How long a fault waits for a worker that consumes, and for a worker's word that its connection is
+/// gone.
 const READY: Duration = Duration::from_secs(20);
+/// How long a cut waits for a connection that it can meet: a server may be away meanwhile.
+const MEET: Duration = Duration::from_secs(60);
+/// How often a worker is frozen until the broker has given it up; one that was not connected to
+/// begin with does not count.
+const FREEZES: u32 = 3;
 /// How long until the next worker when one has failed by itself.
 const AGAIN: Duration = Duration::from_millis(500);
 /// So many in a row without ever consuming are a reason to give up.
@@ -147,7 +152,7 @@ impl Slot {
             };
             if let Some(status) = ended {
                 self.shared.started().1 += 1;
-                let consumed = worker.consumes.borrow().connected;
+                let consumed = worker.consumes.borrow().connections > 0;
                 hopeless = if consumed { 0 } else { hopeless + 1 };
                 if hopeless == HOPELESS {
                     bail!("workers end before they consume, {status}; {}", worker.last_words());
@@ -160,8 +165,7 @@ impl Slot {
     /// Does to the worker, or to its lines, what is ordered; true when it has ended by that.
     async fn carry_out(&self, order: &Order, worker: &mut Worker) -> anyhow::Result<bool> {
         // A fault is to meet work, but one that finds none for long is not put off for ever.
-        let ready = worker.consumes.wait_for(|seen| seen.connected);
-        let _ready = timeout(READY, ready).await.is_ok();
+        worker.until_connected().await;
         match order.fault {
             Fault::Kill => {
                 let killed = worker.process.signal(Signal::KILL);
@@ -178,16 +182,11 @@ impl Slot {
                 Ok(true)
             }
             Fault::Freeze => {
-                let before = worker.consumes.borrow().disconnected;
-                worker.process.signal(Signal::STOP);
-                // The fault itself: so long it hears and says nothing.
-                sleep(FREEZE).await;
-                let went_on = worker.process.signal(Signal::CONT);
-                let noticed = worker.consumes.wait_for(|seen| seen.disconnected > before);
-                let noticed = timeout(READY, noticed).await.is_ok_and(|seen| seen.is_ok());
-                let mut faults = self.shared.faults();
-                faults.sigstop += u32::from(went_on);
-                faults.sigstop_disconnected += u32::from(noticed);
+                for _try in 0..FREEZES {
+                    if self.freeze(worker).await {
+                        break;
+                    }
+                }
                 Ok(false)
             }
             Fault::CutBroker | Fault::CutPostgres | Fault::CutProducer => {
@@ -201,6 +200,22 @@ impl Slot {
                 Ok(false)
             }
         }
+    }
+
+    /// Stops a worker until the broker must have given it up, and lets it go on; whether it was.
+    async fn freeze(&self, worker: &mut Worker) -> bool {
+        worker.until_connected().await;
+        let before = worker.consumes.borrow().disconnected;
+        worker.process.signal(Signal::STOP);
+        // The fault itself: so long it hears and says nothing.
+        sleep(FREEZE).await;
+        let went_on = worker.process.signal(Signal::CONT);
+        let noticed = worker.consumes.wait_for(|seen| seen.disconnected > before);
+        let noticed = timeout(READY, noticed).await.is_ok_and(|seen| seen.is_ok());
+        let mut faults = self.shared.faults();
+        faults.sigstop += u32::from(went_on);
+        faults.sigstop_disconnected += u32::from(noticed);
+        noticed
     }
 
     /// The drain at the end of the drill: the account is drawn up when nobody works.
@@ -248,7 +263,10 @@ impl Slot {
 /// What has been seen of a worker.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
+    /// At this moment.
     connected: bool,
+    /// How often it was, and how often it no longer was.
+    connections: u32,
     disconnected: u32,
 }
 
@@ -267,6 +285,11 @@ impl Worker {
         for ear in self.ears.drain(..) {
             let _heard = timeout(READY, ear).await.is_ok();
         }
+    }
+
+    /// Waits until it consumes, though not for ever.
+    async fn until_connected(&mut self) {
+        let _ready = timeout(READY, self.consumes.wait_for(|seen| seen.connected)).await.is_ok();
     }
 
     /// SIGTERM; none when it had to be killed.
@@ -298,8 +321,14 @@ async fn follow(
     let mut draining = false;
     while let Ok(Some(line)) = lines.next_line().await {
         match shared.tally().read(&line, &mut draining) {
-            Sign::Connected => seen.send_modify(|seen| seen.connected = true),
-            Sign::Disconnected => seen.send_modify(|seen| seen.disconnected += 1),
+            Sign::Connected => seen.send_modify(|seen| {
+                seen.connected = true;
+                seen.connections += 1;
+            }),
+            Sign::Disconnected => seen.send_modify(|seen| {
+                seen.connected = false;
+                seen.disconnected += 1;
+            }),
             Sign::None => {}
         }
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -314,12 +343,12 @@ async fn follow(
 pub(super) async fn cut(line: &Proxy, chance: u64) -> u64 {
     let before = line.counters().cut;
     let met = || line.counters().cut - before;
-    let until = Instant::now() + READY;
+    let until = Instant::now() + MEET;
     if chance.is_multiple_of(2) {
         let way =
             if chance.is_multiple_of(4) { Direction::FromClient } else { Direction::FromUpstream };
         line.cut_after_bytes((chance >> 8) % 20_000, way);
-        while met() == 0 && Instant::now() + READY / 2 < until {
+        while met() == 0 && Instant::now() + MEET * 5 / 6 < until {
             sleep(Duration::from_millis(10)).await;
         }
         line.pass();
