@@ -149,12 +149,14 @@ fn what_nobody_published_is_found() {
         },
     );
     breaks("nothing is found that was not published", "effect; never published", |_, observed| {
-        observed.effects.get_or_insert_default().push(effect("ghost"))
+        observed.effects.get_or_insert_default().push(effect("ghost"));
     });
     breaks(
         "nothing is found that was not published",
         "reply arrived; never published",
-        |account, _| account.replied("ghost"),
+        |account, _| {
+            account.replied("ghost");
+        },
     );
 }
 

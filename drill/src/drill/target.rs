@@ -198,8 +198,8 @@ mod tests {
     #[tokio::test]
     async fn servers_are_reached_by_way_of_a_proxy_with_all_else_unchanged() {
         let by: SocketAddr = "127.0.0.1:9".parse().unwrap();
-        let target = Target::find(&servers("amqp://u:p%40@127.0.0.1/orders, amqp://x", PLAIN));
-        let target = target.await.unwrap();
+        let servers = servers("amqp://u:p%40@127.0.0.1/orders, amqp://x", PLAIN);
+        let target = Target::find(&servers).await.unwrap();
         assert_eq!((target.broker.port(), target.postgres.port()), (5672, 5433));
         assert!(target.is_loopback());
         assert_eq!(target.amqp_url(by), "amqp://u:p%40@127.0.0.1:9/orders");
@@ -214,12 +214,12 @@ mod tests {
 
     #[tokio::test]
     async fn passwords_of_the_settings_replace_those_of_the_urls() {
-        let target = Target::find(&Servers {
+        let servers = Servers {
             amqp_password: Some("a/b@c".to_owned()),
             postgres_password: Some("n\\w".to_owned()),
             ..servers("amqp://u:old@[::1]:5673", PLAIN)
-        });
-        let target = target.await.unwrap();
+        };
+        let target = Target::find(&servers).await.unwrap();
         let by: SocketAddr = "127.0.0.1:9".parse().unwrap();
         assert_eq!(target.amqp_url(by), "amqp://u:a%2Fb%40c@127.0.0.1:9/%2f");
         let config: tokio_postgres::Config = target.postgres_url(by).parse().unwrap();
