@@ -374,7 +374,10 @@ async fn chaos(
                 break;
             }
         }
+        let now = schedule::allowed(options.requests, faults.len(), over + 1);
         if planned.fault == Fault::CutProducer {
+            // Before the cut, for it is to meet publishes that nobody has confirmed.
+            leave.send_replace(Leave::UpTo(now));
             let reset = slot::cut(&lines.producer, planned.chance).await;
             let mut faults = shared.faults();
             faults.connections_reset += reset;
@@ -391,7 +394,6 @@ async fn chaos(
                 let _sent = slot.send(Order { fault, chance, _turn: (turn, busy) }).await.is_ok();
             }
         }
-        let now = schedule::allowed(options.requests, faults.len(), over + 1);
         leave.send_replace(Leave::UpTo(now));
     }
     let _all = orders.turns.acquire_many(orders.most).await.is_ok();

@@ -285,6 +285,11 @@ async fn join(
     // Not given up for a cut: a half-made connection would be closed, not reset.
     let connected = timeout(CONNECT, TcpStream::connect(upstream)).await;
     let Ok(Ok(stream)) = connected else { return Err(pump::End::Broken) };
+    // A proxy is no place for small pieces to wait for an acknowledgement: where one end waits for the
+    // other's answer that is 40 ms each time. A socket that refuses is as broken as it looks.
+    for socket in [&client.stream, &stream] {
+        socket.set_nodelay(true).map_err(|_| pump::End::Broken)?;
+    }
     let mut server = Socket { stream, ended_well: false };
     let (client_in, client_out) = client.stream.split();
     let (server_in, server_out) = server.stream.split();
