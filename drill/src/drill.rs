@@ -5,13 +5,17 @@
 //! target    whose servers, and by which address they are reached
 //! scratch   what a drill makes there, by name, and its removal
 //! plan      what is published          schedule  which faults come when
-//! producer  publishes until confirmed  slot      a worker, its lines, and what is done to them
+//! producer  publishes until confirmed  slot      a worker's place, its lines, what is done to them
+//! chaos     the faults in their order  worker    one process, and what it says
+//! end       when all is quiet, and the account
 //! progress  how far the ledger is      tally     what the workers tell      report
 //! ```
 //!
 //! The work waits for the faults: what is published keeps two steps ahead of them, so that each one
 //! meets a queue that is not empty, on a fast machine and on a slow one.
 
+mod chaos;
+mod end;
 mod plan;
 mod producer;
 mod progress;
@@ -21,28 +25,28 @@ mod scratch;
 mod slot;
 mod tally;
 mod target;
+mod worker;
 
 use std::{
     future::Future,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 use tokio::{
-    sync::{Mutex as Turn, Semaphore, mpsc, watch},
+    sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use self::{
     plan::Plan,
     producer::{Leave, Producer},
-    progress::{Counts, Progress},
-    schedule::{Fault, Planned},
+    progress::Progress,
     scratch::Folder,
-    slot::{Order, Shared, Slot},
+    slot::Shared,
 };
 pub use self::{
     report::{Faults, Report},
@@ -51,22 +55,15 @@ pub use self::{
     target::{Servers, Target, Unfit},
 };
 use crate::{
-    account::{self, Account, Sources, Terms},
+    account::{Account, Terms},
     proxy::Proxy,
     stub::{Behaviour, Stub},
 };
 
-/// How long `longshore migrate` may take, and the first worker until it consumes.
-const BEGIN: Duration = Duration::from_secs(90);
-/// How long a fault waits for work to have been done while nothing moves at all.
-const STALLED: Duration = Duration::from_secs(10);
+/// How long `longshore migrate` may take.
+const MIGRATE: Duration = Duration::from_secs(90);
 /// How long the producer may take for the rest after the last fault.
 const PUBLISH: Duration = Duration::from_secs(600);
-/// How long nothing may move before what is left is taken for left over.
-const STUCK: Duration = Duration::from_secs(90);
-/// How long an account that does not add up is drawn up again: dead letters arrive when they do.
-const LOOK_AGAIN: Duration = Duration::from_secs(20);
-const BETWEEN: Duration = Duration::from_millis(250);
 
 /// What is wanted of a drill.
 #[derive(Debug, Clone)]
@@ -209,7 +206,7 @@ async fn drill(
     migrate(&shared, lines).await?;
     scratch.install(&lines.postgres).await?;
 
-    let orders = begin(options, &shared, tasks).await?;
+    let orders = chaos::begin(options, &shared, tasks).await?;
     let account = Arc::new(Mutex::new(Account::on(Terms {
         applying: plan::KINDS.map(str::to_owned).to_vec(),
         calling: plan::CALLING.map(str::to_owned).to_vec(),
@@ -251,7 +248,7 @@ async fn drill(
     let began = Instant::now();
     let mut notes = Vec::new();
     let story = async {
-        let chaos = chaos(options, &faults, &orders, &shared, lines, &leave, progress.clone());
+        let chaos = chaos::run(options, &faults, &orders, &shared, lines, &leave, progress.clone());
         let in_time = match options.bound {
             Some(bound) => timeout_at(began + bound, chaos).await.is_ok(),
             None => {
@@ -267,7 +264,7 @@ async fn drill(
         timeout(PUBLISH, publishing)
             .await
             .context("the broker did not confirm what was published, see its log")??;
-        quiet(scratch, lines, progress.clone(), &mut notes).await
+        end::quiet(scratch, lines, progress.clone(), &mut notes).await
     };
     tokio::select! {
         told = story => told?,
@@ -286,7 +283,7 @@ async fn drill(
     }
     say(&format!("{:7.1} s  the workers have drained; the account", began.elapsed().as_secs_f64()));
     let ended = progress.borrow().ended;
-    let account = settle(scratch, lines, &stub, &account, &mut notes).await?;
+    let account = end::settle(scratch, lines, &stub, &account, &mut notes).await?;
     let (workers_started, workers_failed) = *shared.started();
     let (faults, told) = (shared.faults().clone(), shared.told());
     if faults.kills() < options.kills || faults.cuts() < options.cuts {
@@ -312,156 +309,11 @@ async fn drill(
 
 async fn migrate(shared: &Shared, lines: &Lines) -> anyhow::Result<()> {
     let mut command = shared.command(&lines.amqp, &lines.postgres);
-    let output = timeout(BEGIN, command.arg("migrate").output())
+    let output = timeout(MIGRATE, command.arg("migrate").output())
         .await
-        .with_context(|| format!("`longshore migrate` did not end within {BEGIN:?}"))??;
+        .with_context(|| format!("`longshore migrate` did not end within {MIGRATE:?}"))??;
     if !output.status.success() {
         bail!("the scratch schema: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
-}
-
-/// Where orders go, and who is busy with one.
-struct Orders {
-    slots: Vec<(mpsc::Sender<Order>, Arc<Turn<()>>)>,
-    /// All but one worker may be busy: somebody works on.
-    turns: Arc<Semaphore>,
-    most: u32,
-}
-
-/// Starts the workers and waits until each consumes; the first of them declares the queues.
-async fn begin(
-    options: &Options,
-    shared: &Arc<Shared>,
-    tasks: &mut Tasks,
-) -> anyhow::Result<Orders> {
-    let mut slots = Vec::new();
-    for _ in 0..options.workers {
-        let slot = Slot::new(Arc::clone(shared)).await?;
-        let (orders, orders_in) = mpsc::channel(1);
-        let (connected, mut consumes) = watch::channel(false);
-        tasks.slots.spawn(slot.live(orders_in, connected));
-        tokio::select! {
-            ready = timeout(BEGIN, consumes.wait_for(|connected| *connected)) => {
-                ready.with_context(|| format!("no worker consumed within {BEGIN:?}"))??;
-            }
-            Some(ended) = tasks.slots.join_next() => {
-                ended??;
-                bail!("a worker's place was given up");
-            }
-        }
-        slots.push((orders, Arc::default()));
-    }
-    let most = u32::try_from(options.workers).unwrap_or(u32::MAX).saturating_sub(1).max(1);
-    Ok(Orders { slots, turns: Arc::new(Semaphore::new(most as usize)), most })
-}
-
-/// One fault after the other, each when its time has come, until all are over.
-async fn chaos(
-    options: &Options,
-    faults: &[Planned],
-    orders: &Orders,
-    shared: &Shared,
-    lines: &Lines,
-    leave: &watch::Sender<Leave>,
-    mut progress: watch::Receiver<Counts>,
-) {
-    for (over, planned) in faults.iter().enumerate() {
-        let far_enough = |counts: &Counts| counts.ended >= planned.after;
-        while !far_enough(&progress.borrow_and_update()) {
-            // A server that is away for long is no reason not to go on.
-            if timeout(STALLED, progress.changed()).await.is_err() {
-                break;
-            }
-        }
-        let now = schedule::allowed(options.requests, faults.len(), over + 1);
-        if planned.fault == Fault::CutProducer {
-            // Before the cut, for it is to meet publishes that nobody has confirmed.
-            leave.send_replace(Leave::UpTo(now));
-            let reset = slot::cut(&lines.producer, planned.chance).await;
-            let mut faults = shared.faults();
-            faults.connections_reset += reset;
-            faults.cuts_producer += u32::from(reset > 0);
-        } else if let Ok(turn) = Arc::clone(&orders.turns).acquire_owned().await {
-            let count = orders.slots.len();
-            let first = usize::try_from(planned.chance % count as u64).unwrap_or_default();
-            let free = (0..count).map(|turn| &orders.slots[(first + turn) % count]);
-            let free = free
-                .filter_map(|(slot, busy)| Some((slot, Arc::clone(busy).try_lock_owned().ok()?)));
-            if let Some((slot, busy)) = free.take(1).next() {
-                let Planned { fault, chance, .. } = *planned;
-                // A slot that is gone has failed, and the drill with it.
-                let _sent = slot.send(Order { fault, chance, _turn: (turn, busy) }).await.is_ok();
-            }
-        }
-        leave.send_replace(Leave::UpTo(now));
-    }
-    let _all = orders.turns.acquire_many(orders.most).await.is_ok();
-    leave.send_replace(Leave::UpTo(u64::MAX));
-}
-
-/// Waits until nothing is open and the queue is empty, or nothing moves any more.
-async fn quiet(
-    scratch: &Scratch,
-    lines: &Lines,
-    mut progress: watch::Receiver<Counts>,
-    notes: &mut Vec<String>,
-) -> anyhow::Result<()> {
-    let mut last = *progress.borrow();
-    let mut moved = Instant::now();
-    loop {
-        let queue = scratch.queue();
-        let empty = account::until_empty(&lines.amqp, &queue, Duration::ZERO).await.is_ok();
-        // The ledger as it is after the queue was seen empty.
-        for _look in 0..2 {
-            progress.borrow_and_update();
-            let _looked = timeout(STALLED, progress.changed()).await.is_ok();
-        }
-        let counts = *progress.borrow();
-        if empty && counts.open == 0 && counts.ended == last.ended {
-            return Ok(());
-        }
-        if (counts.open, counts.ended) != (last.open, last.ended) {
-            (last, moved) = (counts, Instant::now());
-        }
-        if moved.elapsed() > STUCK {
-            notes.push(format!("nothing moved for {STUCK:?}, so it was not waited for longer"));
-            return Ok(());
-        }
-        sleep(BETWEEN).await;
-    }
-}
-
-/// The account; one that does not add up is drawn up again for a while.
-async fn settle(
-    scratch: &Scratch,
-    lines: &Lines,
-    stub: &Stub,
-    account: &Mutex<Account>,
-    notes: &mut Vec<String>,
-) -> anyhow::Result<account::Report> {
-    let sources = Sources {
-        pg_url: lines.postgres.clone(),
-        amqp_url: lines.amqp.clone(),
-        queues: vec![scratch.queue()],
-        dead_queue: scratch.dead(),
-        schema: scratch.schema.clone(),
-        effects: Some(scratch.effects()),
-        users: None,
-        stub_url: Some(stub.url.clone()),
-    };
-    let began = Instant::now();
-    for look in 1.. {
-        let observed = account::observe(&sources).await?;
-        let report = account.lock().unwrap_or_else(PoisonError::into_inner).check(&observed);
-        if report.passed() || began.elapsed() > LOOK_AGAIN {
-            if look > 1 {
-                let took = began.elapsed().as_secs_f64();
-                notes.push(format!("the account was drawn up {look} times in {took:.1} s"));
-            }
-            return Ok(report);
-        }
-        sleep(BETWEEN * 8).await;
-    }
-    bail!("the account was never drawn up")
 }

@@ -2,20 +2,17 @@
 //! it is followed by another, as an orchestrator would have it.
 
 use std::{
-    collections::VecDeque,
     path::PathBuf,
-    process::{ExitStatus, Stdio},
+    process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use rustix::process::Signal;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
-    process::{Child, Command},
+    process::Command,
     sync::{mpsc, watch},
-    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
@@ -23,22 +20,14 @@ use super::{
     report::Faults,
     schedule::Fault,
     scratch::HEARTBEAT,
-    tally::{Sign, Tally},
+    tally::Tally,
     target::Target,
+    worker::{READY, Worker},
 };
-use crate::{
-    hold,
-    process::Process,
-    proxy::{Direction, Proxy},
-};
+use crate::proxy::{Direction, Proxy};
 
-/// How long a worker may take to drain; its own grace is shorter.
-const DRAIN: Duration = Duration::from_secs(45);
 /// The broker gives a peer up after two heartbeats, and looks once in each.
 const FREEZE: Duration = HEARTBEAT.saturating_mul(4);
-/// How long a fault waits for a worker that consumes, and for a worker's word that its connection is
-/// gone.
-const READY: Duration = Duration::from_secs(20);
 /// How long a cut waits for a connection that it can meet: a server may be away meanwhile.
 const MEET: Duration = Duration::from_secs(60);
 /// How often a worker is frozen until the broker has given it up; one that was not connected to
@@ -48,8 +37,6 @@ const FREEZES: u32 = 3;
 const AGAIN: Duration = Duration::from_millis(500);
 /// So many in a row without ever consuming are a reason to give up.
 const HOPELESS: u32 = 60;
-/// How many lines of a worker are kept for errors.
-const KEPT: usize = 12;
 /// The variables that a worker inherits. Nothing of the operator's settings may reach it.
 const INHERITED: [&str; 5] = ["PATH", "HOME", "TZ", "TMPDIR", "RUST_MIN_STACK"];
 
@@ -79,7 +66,7 @@ impl Shared {
         self.tally().clone()
     }
 
-    fn tally(&self) -> MutexGuard<'_, Tally> {
+    pub(super) fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -133,7 +120,10 @@ impl Slot {
     ) -> anyhow::Result<()> {
         let mut hopeless = 0;
         loop {
-            let mut worker = self.spawn()?;
+            let target = &self.shared.target;
+            let (amqp, postgres) =
+                (target.amqp_url(self.broker.addr), target.postgres_url(self.postgres.addr));
+            let mut worker = Worker::start(&self.shared, &amqp, &postgres)?;
             let ended = loop {
                 let order = tokio::select! {
                     status = worker.child.wait() => break Some(status?),
@@ -226,116 +216,6 @@ impl Slot {
             bail!("a worker did not drain at the end, {status}; {}", worker.last_words());
         }
         Ok(())
-    }
-
-    fn spawn(&self) -> anyhow::Result<Worker> {
-        let target = &self.shared.target;
-        let (amqp, postgres) =
-            (target.amqp_url(self.broker.addr), target.postgres_url(self.postgres.addr));
-        let mut child = self
-            .shared
-            .command(&amqp, &postgres)
-            .arg("run")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.shared.exe.display()))?;
-        let process = child.id().and_then(Process::of).context("a worker ended at once")?;
-        // Where there is no shell nobody watches; then the workers of a drill that is itself
-        // killed find their lines gone, and stay without work until somebody ends them.
-        let _watched = Process::current().is_ok_and(|me| hold::watch(me, process).is_ok());
-        self.shared.started().0 += 1;
-        let (seen, consumes) = watch::channel(Seen::default());
-        let last = Arc::new(Mutex::new(VecDeque::new()));
-        let shared = &self.shared;
-        let mut ears = Vec::new();
-        if let Some(out) = child.stdout.take() {
-            let heard = follow(out, Arc::clone(shared), seen.clone(), Arc::clone(&last));
-            ears.push(tokio::spawn(heard));
-        }
-        if let Some(err) = child.stderr.take() {
-            ears.push(tokio::spawn(follow(err, Arc::clone(shared), seen, Arc::clone(&last))));
-        }
-        Ok(Worker { child, process, consumes, last, ears })
-    }
-}
-
-/// What has been seen of a worker.
-#[derive(Debug, Clone, Copy, Default)]
-struct Seen {
-    /// At this moment.
-    connected: bool,
-    /// How often it was, and how often it no longer was.
-    connections: u32,
-    disconnected: u32,
-}
-
-/// A worker that runs.
-struct Worker {
-    child: Child,
-    process: Process,
-    consumes: watch::Receiver<Seen>,
-    last: Arc<Mutex<VecDeque<String>>>,
-    ears: Vec<JoinHandle<()>>,
-}
-
-impl Worker {
-    /// Once it has ended: reads what is left of what it said.
-    async fn hear_out(&mut self) {
-        for ear in self.ears.drain(..) {
-            let _heard = timeout(READY, ear).await.is_ok();
-        }
-    }
-
-    /// Waits until it consumes, though not for ever.
-    async fn until_connected(&mut self) {
-        let _ready = timeout(READY, self.consumes.wait_for(|seen| seen.connected)).await.is_ok();
-    }
-
-    /// SIGTERM; none when it had to be killed.
-    async fn terminate(&mut self) -> anyhow::Result<Option<ExitStatus>> {
-        self.process.signal(Signal::TERM);
-        if let Ok(status) = timeout(DRAIN, self.child.wait()).await {
-            self.hear_out().await;
-            return Ok(Some(status?));
-        }
-        self.child.kill().await?;
-        Ok(None)
-    }
-
-    fn last_words(&self) -> String {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let lines: Vec<&str> = last.iter().map(String::as_str).collect();
-        format!("its last lines:\n{}", lines.join("\n"))
-    }
-}
-
-/// Counts what a worker says, to its last line.
-async fn follow(
-    out: impl AsyncRead + Unpin,
-    shared: Arc<Shared>,
-    seen: watch::Sender<Seen>,
-    last: Arc<Mutex<VecDeque<String>>>,
-) {
-    let mut lines = BufReader::with_capacity(64 * 1024, out).lines();
-    let mut draining = false;
-    while let Ok(Some(line)) = lines.next_line().await {
-        match shared.tally().read(&line, &mut draining) {
-            Sign::Connected => seen.send_modify(|seen| {
-                seen.connected = true;
-                seen.connections += 1;
-            }),
-            Sign::Disconnected => seen.send_modify(|seen| {
-                seen.connected = false;
-                seen.disconnected += 1;
-            }),
-            Sign::None => {}
-        }
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.len() == KEPT {
-            last.pop_front();
-        }
-        last.push_back(line);
     }
 }
 
