@@ -27,11 +27,12 @@ demo: setup ## Show the worker at work, and account for every request (KEEP=1 le
 
 test: ## Run all tests against a real RabbitMQ and Postgres (they stay up for the next run)
 	@dev/setup.sh clients
-	cargo test --locked --workspace --no-fail-fast
+	cargo test --locked --workspace --features longshore/fail-points --no-fail-fast
 
 check: $(DENY) ## Formatting, lints, documentation, dependencies: all without a warning
 	cargo fmt --all -- --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features longshore/fail-points -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 	$(DENY) --locked check bans licenses sources
 

@@ -6,6 +6,7 @@
 mod attempt;
 mod holding;
 mod reply;
+mod suspects;
 mod write;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -18,9 +19,11 @@ use self::write::unwritten;
 pub(crate) use self::{
     attempt::{Attempt, Started},
     holding::Holding,
+    suspects::Suspects,
 };
 use crate::{
     downstream::Downstream,
+    fail,
     kind::{Kind, Kinds, Work},
     ledger::{Claimed, Finished, Hold, Ledger, LedgerError, Verdict},
     outcome::{self, ErrorCode, Failure, GiveBack, Outcome, StepError},
@@ -39,6 +42,7 @@ pub(crate) struct Handler {
     pub(crate) replies: Replies,
     pub(crate) pauses: Pauses,
     pub(crate) holding: Holding,
+    pub(crate) suspects: Suspects,
     /// Larger bodies are not read.
     pub(crate) max_message_bytes: usize,
 }
@@ -85,6 +89,7 @@ impl Handler {
         };
         drop(message);
         attempt.is_of(&request);
+        fail::at("after_receive", [&*request.id]);
         if request.unknown_fields > 0 && self.kinds.get(&request.kind).is_some() {
             metrics::unknown_fields(&request.kind);
         }
@@ -101,9 +106,10 @@ impl Handler {
         // again, that is counted.
         if kind.has_call() || redelivered {
             match self.claim(kind, &request, redelivered, attempt).await {
-                Ok(Claimed::Run { attempt: number, taken_over }) => {
-                    attempt.claimed(number, taken_over);
-                    if taken_over {
+                Ok(Claimed::Run { attempt: number, crashes }) => {
+                    fail::at("after_claim", [&*request.id]);
+                    attempt.claimed(number, crashes);
+                    if crashes > 0 {
                         metrics::taken_over();
                     }
                     self.claimed(request, attempt).await
@@ -159,6 +165,10 @@ impl Handler {
             let dead = Verdict::Dead { failure: Failure::new(ErrorCode::CrashLoop, error) };
             return self.settle_unstarted(request, dead, hold, attempt).await;
         }
+        let _place = match self.place(&request, attempt).await {
+            Ok(place) => place,
+            Err(outcome) => return outcome,
+        };
         self.run(kind, request, attempt).await
     }
 
@@ -169,10 +179,12 @@ impl Handler {
         let called = Instant::now();
         let response = self.call(kind, &request, ends).await;
         if kind.has_call() {
+            fail::at("after_call", [&*request.id]);
             attempt.call = Some(called.elapsed());
         }
         let applied = match response {
             Ok(response) => {
+                fail::at("before_finish", [&*request.id]);
                 self.finish(&request, Verdict::Done, true, response, kind, Some(ends), attempt)
                     .await
             }

@@ -12,7 +12,7 @@ use crate::{
     admin::{self, Admin},
     config::Config,
     downstream::Downstream,
-    handler::{Handler, Holding},
+    handler::{Handler, Holding, Suspects},
     kind::{self, Kinds},
     ledger::{Ledger, LedgerError, Schema},
     pause::{Pauses, Reason},
@@ -147,6 +147,7 @@ async fn work(
         replies: queue.replies(),
         pauses: pauses.clone(),
         holding: Holding::default(),
+        suspects: Suspects::default(),
         max_message_bytes: config.worker.max_message_bytes,
     });
     let worker = Worker::new(handler.clone(), config.worker.clone(), pauses, stop.clone());

@@ -16,6 +16,7 @@ mod pool;
 mod session;
 mod settings;
 mod sql;
+mod suspect;
 mod told;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -68,6 +69,7 @@ pub struct Ledger {
 struct Statements {
     due: String,
     renew: String,
+    suspect: String,
     unreadable: String,
     counts: String,
     prune: [String; 2],
@@ -100,6 +102,7 @@ impl Ledger {
         let statements = Statements {
             due: sql::in_schema(due::DUE, schema),
             renew: sql::in_schema(due::RENEW, schema),
+            suspect: sql::in_schema(suspect::SUSPECT, schema),
             unreadable: sql::in_schema(keep::UNREADABLE, schema),
             counts: sql::in_schema(keep::COUNTS, schema),
             prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),

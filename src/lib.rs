@@ -13,6 +13,7 @@
 //! telemetry    logs and metrics
 //! ── words
 //! request      the contract    outcome  what became of it    retry  pause  stop
+//! fail         where tests end the process; not compiled otherwise
 //! ```
 //!
 //! Knowledge points downwards only; `tests/rooms.rs` keeps it so.
@@ -40,6 +41,7 @@ pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod downstream;
+mod fail;
 mod handler;
 mod house;
 pub mod kind;

@@ -16,6 +16,7 @@ use tracing::error;
 use self::drain::Tally;
 pub use self::{drain::Drained, settings::Settings};
 use crate::{
+    fail,
     handler::{Attempt, Handler, Started},
     outcome::{ErrorCode, Failure, GiveBack, Outcome},
     pause::{Pauses, Reason},
@@ -156,7 +157,7 @@ impl Worker {
             };
             at_once = due.len() == slots.len();
             for (due, slot) in due.into_iter().zip(slots) {
-                if due.taken_over {
+                if due.crashes > 0 {
                     metrics::taken_over();
                 }
                 self.begin(Started::Due(due), None, slot);
@@ -179,6 +180,7 @@ impl Worker {
         self.tasks.spawn(async move {
             let outcome = work(&handler, started, &stop, &tally).await;
             if let Some(ticket) = ticket {
+                fail::at("before_ack", [""]);
                 ticket.settle(outcome.settlement());
             }
             drop(slot);
@@ -188,6 +190,7 @@ impl Worker {
     /// Waits for what is begun until the grace is over, then has it put down and given back.
     async fn drain(self, since: Instant) -> Drained {
         self.tasks.close();
+        fail::at("during_drain", [""]);
         tokio::select! {
             () = self.tasks.wait() => {}
             () = sleep_until(since + self.settings.grace) => self.stop.force(),

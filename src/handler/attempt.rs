@@ -34,8 +34,9 @@ pub(crate) struct Attempt {
     pub(super) number: u32,
     pub(super) max: Option<u32>,
     source: &'static str,
-    redelivered: bool,
-    taken_over: bool,
+    pub(super) redelivered: bool,
+    /// Workers that vanished over it since an attempt last came to its end.
+    pub(super) crashes: u32,
     /// The request that has a running row under our fence, or may have one.
     held: Option<(Arc<Request>, Option<Held>)>,
     request: Option<Arc<Request>>,
@@ -55,7 +56,7 @@ impl Attempt {
             max: None,
             source: "queue",
             redelivered: false,
-            taken_over: false,
+            crashes: 0,
             held: None,
             request: None,
             malformed: None,
@@ -70,7 +71,7 @@ impl Attempt {
                 fence: due.fence,
                 number: due.attempt,
                 source: "due",
-                taken_over: due.taken_over,
+                crashes: due.crashes,
                 held: due.request.as_ref().ok().map(|request| {
                     let lease = handler.lease(&request.kind);
                     let held = handler.holding.hold(&request.id, due.fence, lease);
@@ -102,9 +103,9 @@ impl Attempt {
         }
     }
 
-    pub(super) fn claimed(&mut self, number: u32, taken_over: bool) {
+    pub(super) fn claimed(&mut self, number: u32, crashes: u32) {
         self.number = number;
-        self.taken_over = taken_over;
+        self.crashes = crashes;
     }
 
     pub(super) fn held(&self) -> Option<Arc<Request>> {
@@ -174,7 +175,7 @@ impl Attempt {
             trace_id: request.and_then(|request| request.message.properties.trace_id()),
             app_id: request.and_then(|request| request.message.properties.app_id.as_deref()),
             redelivered: self.redelivered,
-            taken_over: self.taken_over.then_some(true),
+            taken_over: (self.crashes > 0).then_some(true),
             source: self.source,
             age_ms: u64::try_from(age.as_millis()).ok(),
             duration_ms: millis(took),

@@ -35,8 +35,8 @@ pub enum Claimed {
     Run {
         /// Which attempt this is, from 1.
         attempt: u32,
-        /// Whether another worker, or an earlier life of this one, had begun it.
-        taken_over: bool,
+        /// How many workers have vanished over it since an attempt last came to its end.
+        crashes: u32,
     },
     /// The ledger knows it already, and somebody else has it or it is settled.
     Duplicate,
@@ -107,7 +107,8 @@ impl ClaimBatch {
             .iter()
             .map(|row| {
                 let attempt = u32::try_from(row.get::<_, i32>(1)).unwrap_or_default();
-                (row.get(0), Claimed::Run { attempt, taken_over: row.get(2) })
+                let crashes = u32::try_from(row.get::<_, i32>(2)).unwrap_or_default();
+                (row.get(0), Claimed::Run { attempt, crashes })
             })
             .collect();
         if claimed.len() < jobs.len() {
@@ -151,7 +152,7 @@ impl Batch for ClaimBatch {
 
 /// Inserts a running row, or takes over one that lost its worker: only a redelivery may, and only
 /// from an attempt that held a delivery. The same fence is the same claim, asked again because its
-/// answer was lost, and is not charged twice.
+/// answer was lost. An attempt whose worker vanished is charged only if it ran as a suspect.
 ///
 /// Ordered by id, so that two workers that claim the same ids wait for each other in one direction.
 const CLAIM: &str = "\
@@ -167,11 +168,13 @@ select i.id, i.kind, i.user_id, 'running', 1, i.fence, true, $12,
             published_at, received_at)
  order by i.id
     on conflict (request_id) do update
-   set attempt = case when r.fence = excluded.fence then r.attempt else r.attempt + 1 end,
+   set attempt = r.attempt + (r.alone and r.fence <> excluded.fence)::int,
+       crashes = r.crashes + (r.fence <> excluded.fence)::int,
+       alone = r.alone and r.fence = excluded.fence,
        fence = excluded.fence, worker = excluded.worker, due_at = excluded.due_at
  where r.digest = excluded.digest and r.state = 'running'
    and (r.fence = excluded.fence or (r.from_queue and r.worker is distinct from excluded.worker
                                      and excluded.request_id = any($13::text[])))
-returning r.request_id, r.attempt, r.attempt > 1";
+returning r.request_id, r.attempt, r.crashes";
 
 const LOOK: &str = "select request_id, digest from longshore.requests where request_id = any($1)";

@@ -21,8 +21,8 @@ pub struct Due {
     pub fence: Fence,
     /// Which attempt this is, from 1.
     pub attempt: u32,
-    /// Whether its lease had expired: a worker died over it or lost its way.
-    pub taken_over: bool,
+    /// How many workers have vanished over it since an attempt last came to its end.
+    pub crashes: u32,
     /// When it was first received.
     pub received_at: OffsetDateTime,
 }
@@ -99,15 +99,16 @@ fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
         request,
         fence: Fence(row.try_get(2)?),
         attempt: u32::try_from(row.try_get::<_, i32>(3)?).unwrap_or_default(),
-        taken_over: row.try_get(6)?,
+        crashes: u32::try_from(row.try_get::<_, i32>(6)?).unwrap_or_default(),
         received_at: row.try_get(7)?,
     })
 }
 
-/// A due row that was running had its lease expire. The fence is random, as those of the workers.
+/// A due row that was running had its lease expire: its worker vanished, and the attempt is charged
+/// only if it ran as a suspect. The fence is random, as those of the workers.
 pub(super) const DUE: &str = "\
 with due as (
-    select request_id, state
+    select request_id
       from longshore.requests
      where state in ('running', 'waiting', 'parked') and due_at <= now()
        and (parked_on is null or parked_on <> all ($2::text[]))
@@ -116,13 +117,15 @@ with due as (
        for update skip locked
 )
 update longshore.requests r
-   set state = 'running', attempt = r.attempt + 1, from_queue = false, worker = $3,
+   set state = 'running', attempt = r.attempt + (r.state <> 'running' or r.alone)::int,
+       crashes = case when r.state = 'running' then r.crashes + 1 else 0 end, alone = false,
+       from_queue = false, worker = $3,
        fence = (random() * 9007199254740992)::bigint,
        due_at = now() + make_interval(secs => $4), parked_on = null
   from due
  where r.request_id = due.request_id
 returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text,
-          due.state = 'running', r.received_at";
+          r.crashes, r.received_at";
 
 pub(super) const RENEW: &str = "\
 update longshore.requests r

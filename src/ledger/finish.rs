@@ -22,6 +22,7 @@ use super::{
     sql::Function,
 };
 use crate::{
+    fail,
     outcome::{ErrorCode, Failure, StepError},
     telemetry,
 };
@@ -70,7 +71,10 @@ impl FinishBatch {
         // next user of the connection would wait for it.
         match finished {
             Ok(finished) => {
-                transaction.commit().await?;
+                let ids = || jobs.iter().map(|job| job.request.id.as_str());
+                fail::at("before_commit", ids());
+                fail::answer("commit_sent", ids(), transaction.commit()).await?;
+                fail::at("after_commit", ids());
                 Ok(finished)
             }
             // A step in Rust may have left a statement under way, and a rollback would wait for it:

@@ -8,8 +8,10 @@ use super::{
     session, sql,
 };
 
-const MIGRATIONS: &[(i32, &str, &str)] =
-    &[(1, "ledger", include_str!("migrations/0001_ledger.sql"))];
+const MIGRATIONS: &[(i32, &str, &str)] = &[
+    (1, "ledger", include_str!("migrations/0001_ledger.sql")),
+    (2, "suspects", include_str!("migrations/0002_suspects.sql")),
+];
 
 /// Any number will do as long as nobody else in the database uses it: "longshor" in ASCII.
 const LOCK: i64 = 0x6c6f_6e67_7368_6f72;

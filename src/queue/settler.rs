@@ -24,7 +24,7 @@ use super::{
     trouble::Trouble,
     watermark::{Batch, Watermark},
 };
-use crate::{outcome::Settlement, telemetry::metrics};
+use crate::{fail, outcome::Settlement, telemetry::metrics};
 
 /// Where tickets of one epoch leave what became of their delivery. Never blocks for longer than
 /// another ticket's mark. It holds one small slot per delivery that the broker has not heard of,
@@ -220,6 +220,7 @@ async fn send(
         let call = channel.basic_ack(up_to.tag, BasicAckOptions { multiple: true });
         within(deadline, "acknowledging deliveries", call).await?;
         unsent.sent(Settlement::Ack, up_to.count);
+        fail::at("ack_sent", [""]);
     }
     Ok(())
 }

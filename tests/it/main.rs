@@ -25,5 +25,7 @@ mod outage;
 mod pipeline;
 mod server;
 mod session;
+#[cfg(feature = "fail-points")]
+mod steps;
 mod stop;
 mod support;

@@ -111,6 +111,7 @@ applied as materialized (
 update longshore.requests r
    set state = a.state, attempt = a.attempt, worker = $1,
        due_at = now() + make_interval(secs => a.due_in), parked_on = a.parked_on,
+       crashes = 0, alone = false,
        error_code = a.error_code, error = a.error, result = a.result,
        body = case when a.state <> 'done' then r.body end,
        properties = case when a.state <> 'done' then r.properties end,
