@@ -10,6 +10,7 @@
 //! | [`mod@drill`] | `longshore drill` at full size, on servers that are restarted meanwhile |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
 //! | [`place`], [`programs`] | folders and installed programs |
+//! | [`chroot`] | servers of another system, in a folder: other versions for the same tests |
 //!
 //! Faults on demand and the account come from `longshore-drill`, and are found under their names
 //! here as well: [`account`], [`hold`], [`process`], [`proxy`], [`stub`].
@@ -27,6 +28,7 @@ mod apart;
 pub use longshore_drill::{account, hold, process, proxy, stub};
 
 pub mod bench;
+pub mod chroot;
 pub mod demo;
 pub mod drill;
 pub mod place;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::process::Process;
+use crate::{chroot, process::Process};
 
 /// The checkout this was built from. `LONGSHORE_DEV_CHECKOUT` names another one.
 pub fn checkout() -> PathBuf {
@@ -18,9 +18,12 @@ pub fn checkout() -> PathBuf {
     std::env::var_os("LONGSHORE_DEV_CHECKOUT").map_or_else(built, PathBuf::from)
 }
 
-/// The folder of everything that is started here: `target/dev`.
+/// The folder of everything that is started here: `target/dev`, or one inside of the system that
+/// [`chroot::VARIABLE`] names.
 pub fn root() -> PathBuf {
-    checkout().join("target/dev")
+    // As the servers see it: a path with a symbolic link in it would lead elsewhere in there.
+    let inside = |dir: PathBuf| dir.canonicalize().unwrap_or(dir).join("longshore");
+    chroot::folder().map_or_else(|| checkout().join("target/dev"), inside)
 }
 
 /// Eight hex digits that differ from checkout to checkout.

@@ -15,6 +15,7 @@ use tokio::process::Command;
 
 use self::owner::Owner;
 use crate::{
+    chroot::Chroot,
     place,
     process::Process,
     programs::PostgresPrograms,
@@ -46,6 +47,7 @@ pub struct Postgres {
     dir: PathBuf,
     seat: Seat,
     programs: PostgresPrograms,
+    chroot: Option<Chroot>,
     owner: Option<Owner>,
     life: Life,
 }
@@ -62,8 +64,9 @@ impl Postgres {
     }
 
     pub(crate) async fn start_for(dir: &Path, life: Life) -> anyhow::Result<Self> {
-        let programs = PostgresPrograms::find()?;
-        let owner = Owner::find()?;
+        let chroot = Chroot::chosen()?;
+        let programs = PostgresPrograms::find(chroot.as_ref())?;
+        let owner = Owner::find(chroot.as_ref())?;
         let old: Option<Seat> = server::read_json(&dir.join("seat.json"));
         if let Some(process) = old.as_ref().and_then(|seat| seat.server) {
             process.kill().await;
@@ -71,8 +74,14 @@ impl Postgres {
         if let Some(seat) = old.filter(|seat| {
             place::port_is_free(seat.port) && seat.home.join("data/PG_VERSION").is_file()
         }) {
-            let mut postgres =
-                Self { dir: dir.to_path_buf(), seat, programs: programs.clone(), owner, life };
+            let mut postgres = Self {
+                dir: dir.to_path_buf(),
+                seat,
+                programs: programs.clone(),
+                chroot: chroot.clone(),
+                owner,
+                life,
+            };
             if postgres.launch().await.is_ok() {
                 return Ok(postgres);
             }
@@ -83,14 +92,14 @@ impl Postgres {
         }
         place::remove(dir)?;
         fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let home = owner::home(dir, owner).await?;
+        let home = owner::home(dir, owner, chroot.as_ref()).await?;
         let seat = Seat {
             port: place::free_port()?,
             password: uuid::Uuid::now_v7().simple().to_string(),
             home,
             server: None,
         };
-        let mut postgres = Self { dir: dir.to_path_buf(), seat, programs, owner, life };
+        let mut postgres = Self { dir: dir.to_path_buf(), seat, programs, chroot, owner, life };
         postgres.create().await?;
         if let Err(error) = postgres.launch().await {
             postgres.kill().await;
@@ -103,8 +112,11 @@ impl Postgres {
     pub(crate) async fn running(dir: &Path) -> Option<Self> {
         let seat: Seat = server::read_json(&dir.join("seat.json"))?;
         seat.server.filter(Process::is_alive)?;
-        let (programs, owner) = (PostgresPrograms::find().ok()?, Owner::find().ok()?);
-        let postgres = Self { dir: dir.to_path_buf(), seat, programs, owner, life: Life::Shared };
+        let chroot = Chroot::chosen().ok()?;
+        let programs = PostgresPrograms::find(chroot.as_ref()).ok()?;
+        let owner = Owner::find(chroot.as_ref()).ok()?;
+        let dir = dir.to_path_buf();
+        let postgres = Self { dir, seat, programs, chroot, owner, life: Life::Shared };
         tokio::time::timeout(server::TALK, postgres.talk())
             .await
             .is_ok_and(|answer| answer.is_ok())
@@ -178,14 +190,17 @@ impl Postgres {
     }
 
     fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
+        let mut command = match (&self.chroot, self.owner) {
+            (Some(chroot), Some(owner)) => chroot.command(program, (owner.uid, owner.gid)),
+            _ => Command::new(program),
+        };
         command
             // A stray PG… variable of the user's would change it.
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))
             .env("LANG", "C")
             .current_dir(&self.seat.home);
-        if let Some(owner) = self.owner {
+        if let (Some(owner), None) = (self.owner, &self.chroot) {
             command.uid(owner.uid).gid(owner.gid);
         }
         command

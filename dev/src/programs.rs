@@ -7,6 +7,8 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 
+use crate::chroot::Chroot;
+
 /// RabbitMQ's programs.
 #[derive(Debug, Clone)]
 pub struct RabbitPrograms {
@@ -29,11 +31,15 @@ pub struct PostgresPrograms {
 }
 
 impl RabbitPrograms {
-    /// Looks where `dpkg` says, beside `rabbitmqctl`, and in the usual places.
+    /// Looks where `dpkg` says, beside `rabbitmqctl`, and in the usual places; of another system
+    /// in the places of its packages only.
     ///
     /// # Errors
     /// Says what to install.
-    pub fn find() -> anyhow::Result<Self> {
+    pub fn find(chroot: Option<&Chroot>) -> anyhow::Result<Self> {
+        if let Some(chroot) = chroot {
+            return Self::inside(chroot.dir());
+        }
         let missing = || {
             anyhow!(
                 "rabbitmq-server was not found, install it: `apt-get install rabbitmq-server` or `make setup`"
@@ -71,14 +77,36 @@ impl RabbitPrograms {
             .context("epmd was not found, install it: `apt-get install erlang-base`")?;
         Ok(Self { server, ctl, epmd })
     }
+
+    fn inside(dir: &Path) -> anyhow::Result<Self> {
+        let file = |folder: &str, name: &str| {
+            let found = children(&dir.join(folder)).into_iter().map(|child| child.join(name));
+            found.into_iter().find(|path| path.is_file())
+        };
+        let missing = || format!("RabbitMQ is not installed in {}", dir.display());
+        let server = file("usr/lib/rabbitmq/lib", "sbin/rabbitmq-server").with_context(missing)?;
+        let epmd = file("usr/lib/erlang", "bin/epmd").with_context(missing)?;
+        Ok(Self { ctl: server.with_file_name("rabbitmqctl"), server, epmd })
+    }
 }
 
 impl PostgresPrograms {
-    /// Looks where `pg_config` says, in `PATH`, and in Debian's places, the newest version first.
+    /// Looks where `pg_config` says, in `PATH`, and in Debian's places, the newest version first;
+    /// of another system in Debian's places only.
     ///
     /// # Errors
     /// Says what to install.
-    pub fn find() -> anyhow::Result<Self> {
+    pub fn find(chroot: Option<&Chroot>) -> anyhow::Result<Self> {
+        if let Some(chroot) = chroot {
+            return children(&chroot.dir().join("usr/lib/postgresql"))
+                .into_iter()
+                .map(|version| version.join("bin"))
+                .find(|dir| dir.join("initdb").is_file())
+                .map(|dir| Self { initdb: dir.join("initdb"), postgres: dir.join("postgres") })
+                .with_context(|| {
+                    format!("Postgres is not installed in {}", chroot.dir().display())
+                });
+        }
         let by_config = output("pg_config", &["--bindir"]).map(|dir| PathBuf::from(dir.trim()));
         let by_path = in_path("initdb")
             .and_then(|path| Some(path.canonicalize().ok()?.parent()?.to_path_buf()));
@@ -120,9 +148,10 @@ mod tests {
 
     #[test]
     fn the_servers_are_found_and_are_not_wrappers() {
-        let rabbit = RabbitPrograms::find().unwrap();
+        let chroot = Chroot::chosen().unwrap();
+        let rabbit = RabbitPrograms::find(chroot.as_ref()).unwrap();
         assert!(rabbit.ctl.is_file() && rabbit.server.with_file_name("rabbitmq-env").is_file());
-        let postgres = PostgresPrograms::find().unwrap();
+        let postgres = PostgresPrograms::find(chroot.as_ref()).unwrap();
         assert!(postgres.initdb.is_file());
     }
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use crate::{
+    chroot::Chroot,
     place,
     process::Process,
     programs::RabbitPrograms,
@@ -43,6 +44,7 @@ pub struct Rabbit {
     dir: PathBuf,
     seat: Seat,
     programs: RabbitPrograms,
+    chroot: Option<Chroot>,
     life: Life,
 }
 
@@ -58,7 +60,8 @@ impl Rabbit {
     }
 
     pub(crate) async fn start_for(dir: &Path, name: &str, life: Life) -> anyhow::Result<Self> {
-        let programs = RabbitPrograms::find()?;
+        let chroot = Chroot::chosen()?;
+        let programs = RabbitPrograms::find(chroot.as_ref())?;
         let old: Option<Seat> = server::read_json(&dir.join("seat.json"));
         for process in old.iter().flat_map(|seat| [seat.server, seat.epmd]).flatten() {
             process.kill().await;
@@ -66,8 +69,13 @@ impl Rabbit {
         if let Some(seat) = old.filter(|seat| {
             [seat.port, seat.dist_port, seat.epmd_port].map(place::port_is_free) == [true; 3]
         }) {
-            let mut rabbit =
-                Self { dir: dir.to_path_buf(), seat, programs: programs.clone(), life };
+            let mut rabbit = Self {
+                dir: dir.to_path_buf(),
+                seat,
+                programs: programs.clone(),
+                chroot: chroot.clone(),
+                life,
+            };
             if rabbit.launch().await.is_ok() {
                 return Ok(rabbit);
             }
@@ -82,7 +90,7 @@ impl Rabbit {
             server: None,
             epmd: None,
         };
-        let mut rabbit = Self { dir: dir.to_path_buf(), seat, programs, life };
+        let mut rabbit = Self { dir: dir.to_path_buf(), seat, programs, chroot, life };
         if let Err(error) = rabbit.launch().await {
             rabbit.kill_all().await;
             return Err(error);
@@ -94,8 +102,9 @@ impl Rabbit {
     pub(crate) async fn running(dir: &Path) -> Option<Self> {
         let seat: Seat = server::read_json(&dir.join("seat.json"))?;
         seat.server.filter(Process::is_alive)?;
-        let programs = RabbitPrograms::find().ok()?;
-        let rabbit = Self { dir: dir.to_path_buf(), seat, programs, life: Life::Shared };
+        let chroot = Chroot::chosen().ok()?;
+        let programs = RabbitPrograms::find(chroot.as_ref()).ok()?;
+        let rabbit = Self { dir: dir.to_path_buf(), seat, programs, chroot, life: Life::Shared };
         tokio::time::timeout(server::TALK, rabbit.talk())
             .await
             .is_ok_and(|answer| answer.is_ok())
@@ -128,7 +137,7 @@ impl Rabbit {
         fs::write(self.dir.join("config/enabled_plugins"), "[].\n")?;
         fs::write(self.dir.join("config/rabbitmq-env.conf"), "")?;
         if !self.seat.epmd.is_some_and(|epmd| epmd.is_alive()) {
-            let mut epmd = Command::new(&self.programs.epmd);
+            let mut epmd = self.program(&self.programs.epmd);
             epmd.args(["-port", &self.seat.epmd_port.to_string(), "-address", "127.0.0.1"])
                 .current_dir(&self.dir);
             self.seat.epmd = Some(server::spawn(epmd, &self.dir.join("log/epmd.log"), self.life)?);
@@ -144,9 +153,17 @@ impl Rabbit {
         server::until_ready("RabbitMQ", process, &[&console, &self.log()], || self.talk()).await
     }
 
+    /// A program of RabbitMQ's, in the system that it belongs to.
+    fn program(&self, program: &Path) -> Command {
+        match &self.chroot {
+            Some(chroot) => chroot.command(program, (0, 0)),
+            None => Command::new(program),
+        }
+    }
+
     fn command(&self, program: &Path) -> Command {
         let dir = |name: &str| self.dir.join(name);
-        let mut command = Command::new(program);
+        let mut command = self.program(program);
         command
             // A stray RABBITMQ_… variable of the user's would make it another node.
             .env_clear()

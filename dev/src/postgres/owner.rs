@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use tokio::process::Command;
 
-use crate::{place, programs};
+use crate::{chroot::Chroot, place, programs};
 
 /// The user that the server runs as when we are root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,9 +20,15 @@ pub(super) struct Owner {
 
 impl Owner {
     /// `None` when we are not root: then the server runs as ourselves.
-    pub(super) fn find() -> anyhow::Result<Option<Self>> {
+    pub(super) fn find(chroot: Option<&Chroot>) -> anyhow::Result<Option<Self>> {
         if !rustix::process::geteuid().is_root() {
             return Ok(None);
+        }
+        if let Some(chroot) = chroot {
+            let user = chroot.user("postgres").with_context(|| {
+                format!("Postgres is not installed in {}", chroot.dir().display())
+            });
+            return user.map(|(uid, gid)| Some(Self { uid, gid }));
         }
         let id = |flag| {
             programs::output("id", &[flag, "postgres"]).and_then(|text| text.trim().parse().ok())
@@ -43,10 +49,15 @@ pub(super) fn give(path: &Path, owner: Option<Owner>) -> anyhow::Result<()> {
 
 /// A new folder that the owner can reach and only the owner can read: `dir/home`, or one under
 /// the system's folder for temporary files where the way to `dir` is closed to that user.
-pub(super) async fn home(dir: &Path, owner: Option<Owner>) -> anyhow::Result<PathBuf> {
+/// In another system all ways are open.
+pub(super) async fn home(
+    dir: &Path,
+    owner: Option<Owner>,
+    chroot: Option<&Chroot>,
+) -> anyhow::Result<PathBuf> {
     let near = dir.join("home");
     make(&near, owner)?;
-    let Some(user) = owner else { return Ok(near) };
+    let (Some(user), None) = (owner, chroot) else { return Ok(near) };
     let reached = Command::new("sh")
         .args(["-c", "cd \"$1\" && test -w .", "reach"])
         .arg(&near)
@@ -92,11 +103,11 @@ mod tests {
     #[tokio::test]
     async fn a_closed_way_leads_to_the_temporary_folder_and_an_open_one_does_not() {
         let private = place::Private::new("closed").unwrap();
-        let owner = Owner::find().unwrap();
+        let owner = Owner::find(None).unwrap();
         let closed = private.path().join("closed");
         fs::create_dir(&closed).unwrap();
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
-        let home = home(&closed, owner).await.unwrap();
+        let home = home(&closed, owner, None).await.unwrap();
         assert_eq!(fs::metadata(&home).unwrap().permissions().mode() & 0o777, 0o700);
         // Where the tests do not run as root the way is always open.
         assert_eq!(home.starts_with(&closed), owner.is_none());
