@@ -116,6 +116,14 @@ async fn find(item: &Item, link: &Link, settings: &Settings) -> Option<Finding> 
         (Err(Trouble { cause: Cause::Topology, .. }), _) => Some(Finding::problem(format!(
             "{what} is not there: create it, or set queue.declare = true"
         ))),
+        (Err(Trouble { cause: Cause::Refused, .. }), _)
+            if !settings.declare && !item.is_the_queue(settings) =>
+        {
+            Some(Finding::note(format!(
+                "{what} cannot be looked for by the user `{}`, who has no right to it; see that it is there",
+                link.endpoint.user
+            )))
+        }
         (Err(trouble), _) => problem(trouble),
     }
 }

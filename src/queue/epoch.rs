@@ -61,9 +61,11 @@ impl Drop for AbortOnDrop {
 impl Epoch {
     /// Opens a channel on a fresh connection and makes sure of the queues.
     pub(super) async fn open(link: Link, number: u64, shared: &Shared) -> Result<Self, Trouble> {
-        let events = Box::pin(link.connection.events_listener());
         let channel = link.channel(&shared.settings).await?;
-        topology::establish(&channel, &shared.settings).await?;
+        topology::establish(&link, &channel, &shared.settings).await?;
+        // From here on: a look that was refused is told here as well, and is no failure. What breaks
+        // before this line fails the next call.
+        let events = Box::pin(link.connection.events_listener());
         let desk = Desk::new(number, shared.lost.clone());
         let settings = &shared.settings;
         let settler = tokio::spawn(settler::run(

@@ -13,7 +13,7 @@ use super::{
     board::Board,
     link::{short, within},
     side::Side,
-    trouble::Trouble,
+    trouble::{Cause, Trouble},
 };
 use crate::telemetry::metrics;
 
@@ -36,7 +36,9 @@ pub(super) async fn run(side: Arc<Side>, board: Board, depth: watch::Sender<Dept
             Ok((ready, dead)) => {
                 failing = false;
                 metrics::queue_depth(&side.settings.name, ready);
-                metrics::queue_depth(&side.settings.dead_queue, dead);
+                if let Some(dead) = dead {
+                    metrics::queue_depth(&side.settings.dead_queue, dead);
+                }
                 board.ready(ready);
                 depth.send_replace(Depth { ready });
             }
@@ -52,14 +54,20 @@ pub(super) async fn run(side: Arc<Side>, board: Board, depth: watch::Sender<Dept
     }
 }
 
-async fn look(side: &Side, channel: &mut Option<Channel>) -> Result<(u64, u64), Trouble> {
+/// The depth of the queue, and of the dead-letter queue where this user may see it: since RabbitMQ
+/// 4.3 that takes a right to it, and a worker needs none.
+async fn look(side: &Side, channel: &mut Option<Channel>) -> Result<(u64, Option<u64>), Trouble> {
     let channel = match channel {
         Some(open) if open.status().connected() => open,
         _ => channel.insert(side.channel(false).await?),
     };
     let ready = ready(side, channel, &side.settings.name).await?;
-    let dead = self::ready(side, channel, &side.settings.dead_queue).await?;
-    Ok((ready, dead))
+    match self::ready(side, channel, &side.settings.dead_queue).await {
+        Ok(dead) => Ok((ready, Some(dead))),
+        // The refusal has closed the channel; the next look opens another.
+        Err(trouble) if trouble.cause == Cause::Refused => Ok((ready, None)),
+        Err(trouble) => Err(trouble),
+    }
 }
 
 async fn ready(side: &Side, channel: &Channel, queue: &str) -> Result<u64, Trouble> {

@@ -8,8 +8,8 @@ use lapin::{
 
 use super::{
     Settings,
-    link::{self, short},
-    trouble::Trouble,
+    link::{self, Link, short},
+    trouble::{Cause, Trouble},
 };
 
 /// One thing that must exist.
@@ -77,6 +77,12 @@ impl Item {
         }
     }
 
+    /// Whether it is what requests are taken from. Nothing else has to be in sight of the worker's
+    /// user; since RabbitMQ 4.3 only who has some right to a thing may look for it.
+    pub(super) fn is_the_queue(&self, settings: &Settings) -> bool {
+        matches!(self, Self::Queue { name, .. } if *name == settings.name)
+    }
+
     /// Makes it, or makes sure that it is as wanted. A refusal closes the channel.
     pub(super) async fn declare(
         &self,
@@ -132,17 +138,34 @@ impl Item {
 }
 
 /// Makes everything, or looks for everything, as the settings say.
-pub(super) async fn establish(channel: &Channel, settings: &Settings) -> Result<(), Trouble> {
+pub(super) async fn establish(
+    link: &Link,
+    channel: &Channel,
+    settings: &Settings,
+) -> Result<(), Trouble> {
     for item in items(settings) {
         if settings.declare {
             item.declare(channel, settings).await?;
-        } else {
-            item.look(channel, settings).await.map_err(|trouble| {
+            continue;
+        }
+        // A refusal closes the channel, and need not be the end.
+        let looking = link.channel(settings).await?;
+        let looked = item.look(&looking, settings).await;
+        link::close_channel(&looking, settings.operation_timeout).await;
+        match looked {
+            Err(trouble) if trouble.cause == Cause::Refused && !item.is_the_queue(settings) => {
+                tracing::debug!(
+                    event = "queue.unseen",
+                    error = %trouble,
+                    "this user may not look for it, and the worker does not need to"
+                );
+            }
+            looked => looked.map_err(|trouble| {
                 Trouble::new(
                     trouble.cause,
                     format!("{trouble}; create it, or set queue.declare = true"),
                 )
-            })?;
+            })?,
         }
     }
     Ok(())
