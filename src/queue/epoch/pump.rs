@@ -103,7 +103,8 @@ impl Epoch {
                     return Err(Trouble::new(
                         Cause::Cancelled,
                         format!(
-                            "the broker ended the subscription to {}: it was deleted, or moved to another node",
+                            "the broker ended the subscription to {}: the queue was deleted or moved to another node, or \
+                             (since RabbitMQ 4.3) a request was worked past its consumer timeout",
                             settings.name
                         ),
                     ));
