@@ -24,6 +24,7 @@ mod link;
 mod monitor;
 mod publisher;
 mod quarantine;
+mod reactor;
 mod replies;
 mod settings;
 mod settler;
@@ -129,6 +130,7 @@ pub fn start(
     stop: Stop,
     service: Identity,
 ) -> Result<(Queue, Inbox), Trouble> {
+    reactor::open();
     let settings = Arc::new(settings);
     let side = Arc::new(Side::new(settings.clone(), format!("{} (publish)", service.name))?);
     let shared = Shared {

@@ -28,7 +28,8 @@ const FLOORS: [&[&str]; 11] = [
 ];
 
 /// Outside crates, and who may name them. `steps` hands a `Transaction` to library users.
-const OUTSIDE: [(&str, &[&str]); 18] = [
+const OUTSIDE: [(&str, &[&str]); 19] = [
+    ("async_compat", &["queue"]),
     ("lapin", &["queue"]),
     ("tokio_postgres", &["ledger", "steps"]),
     ("deadpool_postgres", &["ledger"]),

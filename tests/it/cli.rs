@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use longshore::telemetry::VERSION;
+use serde_json::json;
 
 use crate::support::Place;
 
@@ -206,4 +207,24 @@ async fn a_delivery_is_counted_once() {
     }
     let deliveries = worker.metric("longshore_deliveries_total{redelivered=\"false\"}").await;
     assert_eq!(deliveries, Some(3.0));
+}
+
+#[tokio::test]
+async fn a_ledger_of_the_version_before_is_migrated_with_what_is_in_it() {
+    let place = Place::new("migrate_again").await;
+    let worker = place.worker().await;
+    place.publish("r-1", "user.profile.update", "1", json!({"name": "Ada"})).await;
+    worker.until_done(1).await;
+    drop(worker);
+    let before = "alter table longshore.requests drop column crashes, drop column alone;
+                  delete from longshore.migrations where version > 1";
+    place.database.execute(before).await;
+    found(&place.cli(&["check"]).await, &["lacks 1 migration(s); run `longshore migrate`"]);
+    let migrated = place.cli(&["migrate"]).await;
+    assert!(said(&migrated).contains("applied 0002 suspects"), "{}", said(&migrated));
+    let worker = place.worker().await;
+    place.publish("r-1", "user.profile.update", "1", json!({"name": "Ada"})).await;
+    worker.until_outcome("r-1", "duplicate").await;
+    place.publish("r-2", "user.profile.update", "1", json!({"name": "Ada"})).await;
+    worker.until_outcome("r-2", "done").await;
 }

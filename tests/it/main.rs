@@ -18,6 +18,7 @@ mod drill;
 mod holding;
 mod library;
 mod line;
+mod machine;
 mod manual;
 mod memory;
 mod node;

@@ -187,6 +187,15 @@ impl Worker {
         assert!(sent.success());
     }
 
+    /// Sets how many files it may have open, as `prlimit` takes it.
+    pub(crate) fn limit_files(&self, limit: &str) {
+        let set = std::process::Command::new("prlimit")
+            .args(["--pid", &self.pid.to_string(), &format!("--nofile={limit}")])
+            .status()
+            .unwrap();
+        assert!(set.success());
+    }
+
     /// Waits for its end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         timeout(Duration::from_secs(60), self.child.wait())
