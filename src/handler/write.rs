@@ -96,7 +96,10 @@ impl Handler {
                     sleep(self.ledger.probe_interval() * away).await;
                     away = (away + 1).min(MOST_AWAY);
                     if away == SUSPECT {
-                        // Then it must be counted like one that ends its worker.
+                        // Then it must be counted like one that ends its worker, and it is no
+                        // bystander: who takes it over charges it at once. Where this cannot be
+                        // noted, it is found out like any other.
+                        let _noted = self.ledger.suspect(&request.id, attempt.fence).await.is_ok();
                         attempt.let_lease_run();
                     }
                 }
