@@ -1,6 +1,8 @@
 //! The servers for real: they keep what they were given over a kill, and nobody stays behind.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::time::{Duration, Instant};
+
 use lapin::{
     BasicProperties, Confirmation, Connection, ConnectionProperties,
     options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
@@ -117,8 +119,16 @@ async fn everybody_who_asks_for_the_shared_pair_gets_the_same_one() {
 async fn get(url: &str, take: bool) -> Vec<u8> {
     let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
-    let message =
-        channel.basic_get("kept".into(), BasicGetOptions { no_ack: take }).await.unwrap().unwrap();
+    // A queue that has just come back may be empty for as long as it recovers.
+    let give_up = Instant::now() + Duration::from_secs(20);
+    let message = loop {
+        let options = BasicGetOptions { no_ack: take };
+        match channel.basic_get("kept".into(), options).await.unwrap() {
+            Some(message) => break message,
+            None => assert!(Instant::now() < give_up, "the message is lost"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
     channel.close(200, "bye".into()).await.unwrap();
     connection.close(200, "bye".into()).await.unwrap();
     message.delivery.data

@@ -45,7 +45,8 @@ async fn a_stop_under_load_finishes_what_is_begun_and_gives_the_rest_back() {
         assert!(begun < written(asked) + 0.1, "begun after the signal: {line}");
         ended_later += u64::from(written(line) > written(asked));
     }
-    assert!(ended_later <= 32, "{ended_later} ended after the signal, there are 32 slots");
+    // Those in the slots, and those that were begun in the moment until everybody knew.
+    assert!(ended_later <= 2 * 32, "{ended_later} ended after the signal, there are 32 slots");
     assert!(drained["finished"].as_u64().unwrap() <= ended_later, "{drained}");
 
     let done = place.database.count("done").await;
