@@ -113,7 +113,7 @@ impl Config {
             "dependencies",
             "kinds",
         ]);
-        let config = match (worker, queue, ledger, admin, log, default_kind) {
+        let mut config = match (worker, queue, ledger, admin, log, default_kind) {
             (
                 Some(worker),
                 Some(queue),
@@ -124,6 +124,10 @@ impl Config {
             ) => Self { worker, queue, ledger, admin, log, default_kind, dependencies, kinds },
             _ => return Err(layers.into_mistakes()),
         };
+        // Twice, so that the next messages are here when slots become free.
+        let prefetch =
+            u16::try_from(config.worker.concurrency.saturating_mul(2)).unwrap_or(u16::MAX);
+        config.queue.prefetch.get_or_insert(prefetch.max(1));
         for (key, text) in rules::problems(&config, in_rust) {
             layers.add(&key, text);
         }

@@ -153,10 +153,10 @@ impl Ledger {
         };
         let mut finished = self.finishes.submit(&key, finish).await;
         // A failover that lost the claim: what we hold may be the only copy, so it is filed anew.
-        if let (Ok(Finished::Gone), Some(again)) = (&finished, again) {
+        if let (Ok(Ok(Finished::Gone)), Some(again)) = (&finished, again) {
             finished = self.finishes.submit(&key, again).await;
         }
-        self.noticed(finished)
+        self.noticed(finished.and_then(|applied| applied.map_err(LedgerError::Step)))
     }
 
     /// Which database this is, for people; without the password.

@@ -33,7 +33,7 @@ pub(super) fn problems(config: &Config, in_rust: &[&str]) -> Vec<(String, String
 /// Settings that are fine alone and contradict each other.
 fn between(config: &Config, in_rust: &[&str], say: &mut impl FnMut(&str, String)) {
     let Config { worker, queue, ledger, .. } = config;
-    let prefetch = usize::from(queue.prefetch);
+    let prefetch = usize::from(queue.prefetch());
     if prefetch < worker.concurrency {
         say(
             "queue.prefetch",

@@ -60,7 +60,8 @@ path = "/verify"
 #[test]
 fn the_built_in_defaults_are_good_settings_and_document_every_section() {
     let config = Config::load(None, []).unwrap();
-    assert_eq!((config.worker.concurrency, config.ledger.pool.max_size), (64, 25));
+    assert_eq!((config.worker.concurrency, config.ledger.pool.max_size), (1024, 25));
+    assert_eq!(config.queue.prefetch, Some(2048), "twice the concurrency");
     assert_eq!(config.default_kind.max_attempts, 10);
     assert!(config.kinds.is_empty() && config.dependencies.is_empty());
 }
@@ -263,9 +264,13 @@ fn no_zero_means_something_else() {
 #[test]
 fn settings_that_contradict_each_other_are_told_with_the_remedy() {
     for (toml, key, words) in [
-        ("[worker]\nconcurrency = 129", "queue.prefetch", "less than worker.concurrency = 129"),
         (
-            "[worker]\nconcurrency = 1\ngrace = \"1h\"\n[kinds.x]\napply = \"f\"\ntimeout = \"20s\"",
+            "[worker]\nconcurrency = 129\n[queue]\nprefetch = 128",
+            "queue.prefetch",
+            "less than worker.concurrency = 129",
+        ),
+        (
+            "[worker]\nconcurrency = 1\ngrace = \"1h\"\n[queue]\nprefetch = 128\n[kinds.x]\napply = \"f\"\ntimeout = \"20s\"",
             "queue.prefetch",
             "consumer_timeout of 30 minutes",
         ),

@@ -23,7 +23,8 @@ use crate::{
     telemetry::metrics,
 };
 
-/// How long a call is sent away, before it is spread, when `max_in_flight` others are under way.
+/// How long a call waits for a place when `max_in_flight` others are under way, and how long it is
+/// sent away, before that is spread, when it got none.
 const LIMIT_WAIT: Duration = Duration::from_secs(1);
 
 /// A call that was given less than this part of the dependency's timeout and ran out of it says
@@ -94,7 +95,7 @@ impl Dependency {
 
     /// Whether the breaker would let a call through now.
     pub fn admits(&self) -> bool {
-        self.limit.available_permits() > 0 && self.breaker().admits(Instant::now())
+        self.breaker().admits(Instant::now())
     }
 
     /// Runs any work under the breaker, the limit and the timeout of this dependency, for
@@ -148,8 +149,9 @@ impl Dependency {
                 None,
             ));
         }
-        let leave = self.admit()?;
-        let time = budget.min(self.timeout);
+        let asked = Instant::now();
+        let leave = self.admit(budget).await?;
+        let time = budget.saturating_sub(asked.elapsed()).min(self.timeout);
         let Judged { result, verdict } = match tokio::time::timeout(time, work).await {
             Ok(judged) => judged,
             Err(_elapsed) => {
@@ -167,14 +169,24 @@ impl Dependency {
         result
     }
 
-    /// A place under the limit first, so that no probe is spent on a call without one.
-    fn admit(&self) -> Result<Leave<'_>, StepError> {
+    /// A place under the limit first, so that no probe is spent on a call without one. Who finds
+    /// none waits in line for it, unless the breaker would refuse it anyway.
+    async fn admit(&self, budget: Duration) -> Result<Leave<'_>, StepError> {
         let not_admitted = |retry_in| {
             metrics::call(&self.name, "not_admitted", None);
             StepError::NotAdmitted { on: self.name.clone(), retry_in }
         };
         let chance = fastrand::f64();
-        let Ok(place) = self.limit.try_acquire() else {
+        let place = match self.limit.try_acquire() {
+            Ok(place) => Some(place),
+            Err(_) if !self.admits() => None,
+            // No longer than half of its time, so that a place is worth having.
+            Err(_) => tokio::time::timeout(LIMIT_WAIT.min(budget / 2), self.limit.acquire())
+                .await
+                .ok()
+                .and_then(Result::ok),
+        };
+        let Some(place) = place else {
             return Err(not_admitted(LIMIT_WAIT.mul_f64(0.5 + chance)));
         };
         let now = Instant::now();

@@ -127,6 +127,23 @@ pub(super) fn describe(error: &tokio_postgres::Error) -> String {
             None => error.to_string(),
         },
     };
+    storable(&text)
+}
+
+/// What a function refused where it was called so that its error is told as a row, or `None` where
+/// the words may quote a value and only the error itself says whether they do.
+pub(super) fn refusal(state: &str, message: &str, raised: bool) -> Option<StepError> {
+    // The code that functions raise themselves for what they do not take.
+    let own_words = raised && state == SqlState::INVALID_PARAMETER_VALUE.code();
+    if state.starts_with("22") && !own_words {
+        return None;
+    }
+    let error = storable(&format!("{message} (SQLSTATE {state})"));
+    Some(StepError::Refused(Failure::new(ErrorCode::ApplyRefused, error)))
+}
+
+/// A bounded text without NUL.
+fn storable(text: &str) -> String {
     text.chars().filter(|c| *c != '\0').take(500).collect()
 }
 

@@ -3,6 +3,7 @@
 mod columns;
 mod job;
 mod statements;
+mod wary;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,7 +15,11 @@ use deadpool_postgres::{Object, Pool, Transaction};
 use futures_util::FutureExt as _;
 
 pub use self::job::{Finish, Finished, Hold, Verdict};
-use self::{columns::Columns, statements::Statements};
+use self::{
+    columns::Columns,
+    statements::{Applying, Statements},
+    wary::{Wary, Written},
+};
 use super::{
     error::{BatchError, own},
     lanes::Batch,
@@ -33,6 +38,7 @@ pub(super) struct FinishBatch {
     worker: String,
     statement_timeout: Duration,
     statements: Statements,
+    wary: Wary,
 }
 
 /// How much longer than its statements a visit may take before the connection is given up.
@@ -47,7 +53,7 @@ impl FinishBatch {
         functions: &BTreeMap<String, Function>,
     ) -> Self {
         let statements = Statements::new(schema, functions);
-        Self { pool, worker, statement_timeout, statements }
+        Self { pool, worker, statement_timeout, statements, wary: Wary::default() }
     }
 
     async fn transact(
@@ -55,7 +61,8 @@ impl FinishBatch {
         client: &mut Object,
         jobs: &[Finish],
         limit: Duration,
-    ) -> Result<Vec<Finished>, BatchError> {
+        wary: bool,
+    ) -> Result<Vec<Written>, BatchError> {
         let transaction = client.transaction().await?;
         if limit < self.statement_timeout {
             let set = format!("set local statement_timeout = {}", limit.as_millis().max(1));
@@ -65,7 +72,7 @@ impl FinishBatch {
             [job] if job.steps.is_some() && job.verdict == Verdict::Done => {
                 self.apply_in_rust(&transaction, job, limit).await
             }
-            _ => self.write(&transaction, jobs).await,
+            _ => self.write(&transaction, jobs, wary).await,
         };
         // Told apart by hand: a transaction that is dropped rolls back behind our back, and the
         // next user of the connection would wait for it.
@@ -89,19 +96,60 @@ impl FinishBatch {
         }
     }
 
+    /// One transaction. Where it is `wary`, what a function refuses is told and fails nobody else.
+    async fn visit(&self, jobs: &[Finish], wary: bool) -> Result<Vec<Written>, BatchError> {
+        let limit =
+            jobs.iter().map(|job| job.budget).min().unwrap_or_default().min(self.statement_timeout);
+        session::with(&self.pool, limit + PATIENCE, async |client| {
+            self.transact(client, jobs, limit, wary).await
+        })
+        .await
+    }
+
+    /// What became of each. The few that only a transaction of their own can tell of get one.
+    async fn answers(
+        &self,
+        jobs: &[Finish],
+        written: Vec<Written>,
+    ) -> Result<Vec<Result<Finished, StepError>>, BatchError> {
+        let mut answers = Vec::with_capacity(written.len());
+        for (index, written) in written.into_iter().enumerate() {
+            answers.push(match written {
+                Written::Known(finished) => Ok(finished),
+                Written::Refused(error) => Err(error),
+                Written::Unsaid => match self.visit(&jobs[index..=index], false).await {
+                    Ok(mut alone) => match alone.pop() {
+                        Some(Written::Known(finished)) => Ok(finished),
+                        Some(Written::Refused(error)) => Err(error),
+                        Some(Written::Unsaid) | None => return Err(BatchError::Raced),
+                    },
+                    Err(BatchError::Failed(error) | BatchError::TimedOut(error)) => Err(error),
+                    // The others are committed; asked again they are found so.
+                    Err(error) => return Err(error),
+                },
+            });
+        }
+        Ok(answers)
+    }
+
+    fn applying(&self, jobs: &[&Finish], wary: bool) -> &Applying {
+        if wary { &self.statements.wary } else { self.statements.applying(jobs) }
+    }
+
     async fn write(
         &self,
         transaction: &Transaction<'_>,
         jobs: &[Finish],
-    ) -> Result<Vec<Finished>, BatchError> {
+        wary: bool,
+    ) -> Result<Vec<Written>, BatchError> {
         let (fresh, claimed): (Vec<&Finish>, Vec<&Finish>) =
             jobs.iter().partition(|job| matches!(job.hold, Hold::Fresh(_)));
         let mut finished = HashMap::with_capacity(jobs.len());
         if !fresh.is_empty() {
-            self.insert(transaction, &fresh, &mut finished).await?;
+            self.insert(transaction, &fresh, wary, &mut finished).await?;
         }
         if !claimed.is_empty() {
-            self.update(transaction, &claimed, &mut finished).await?;
+            self.update(transaction, &claimed, wary, &mut finished).await?;
         }
         if finished.len() < jobs.len() {
             self.look(transaction, jobs, &mut finished).await?;
@@ -113,22 +161,24 @@ impl FinishBatch {
         &self,
         transaction: &Transaction<'_>,
         jobs: &[&Finish],
-        finished: &mut HashMap<String, Finished>,
+        wary: bool,
+        finished: &mut HashMap<String, Written>,
     ) -> Result<(), BatchError> {
         let failed = failing(jobs);
-        let insert = &self.statements.applying(jobs).insert;
+        let insert = &self.applying(jobs, wary).insert;
         let insert = transaction.prepare_cached(insert).await.map_err(failed)?;
         let columns = Columns::of(jobs);
         let rows =
             transaction.query(&insert, &columns.parameters(&self.worker)).await.map_err(failed)?;
-        let mut inserted = 0;
+        let (mut inserted, mut applied) = (0, 0);
         for row in &rows {
-            if let Some(id) = row.get::<_, Option<String>>(1) {
-                inserted += 1;
-                finished.insert(id, Finished::Committed { result: row.get(2) });
+            let count: Option<i64> = row.get(0);
+            applied = count.unwrap_or(applied);
+            if let Some((id, written)) = wary::read(row) {
+                inserted += i64::from(count.is_some());
+                finished.insert(id, written);
             }
         }
-        let applied: i64 = rows.first().map_or(0, |row| row.get(0));
         // Somebody inserted one of these ids between our look and our insert: its function has run
         // here and must not count, so all of it is undone.
         if inserted == applied { Ok(()) } else { Err(BatchError::Raced) }
@@ -138,7 +188,8 @@ impl FinishBatch {
         &self,
         transaction: &Transaction<'_>,
         jobs: &[&Finish],
-        finished: &mut HashMap<String, Finished>,
+        wary: bool,
+        finished: &mut HashMap<String, Written>,
     ) -> Result<(), BatchError> {
         let ids: Vec<&str> = jobs.iter().map(|job| job.request.id.as_str()).collect();
         // Locked by a statement of its own: the next one then sees these rows as they stay, and
@@ -146,13 +197,13 @@ impl FinishBatch {
         let lock = transaction.prepare_cached(&self.statements.lock).await.map_err(own)?;
         transaction.execute(&lock, &[&ids]).await.map_err(own)?;
         let failed = failing(jobs);
-        let update = &self.statements.applying(jobs).update;
+        let update = &self.applying(jobs, wary).update;
         let update = transaction.prepare_cached(update).await.map_err(failed)?;
         let columns = Columns::of(jobs);
         for row in
             transaction.query(&update, &columns.parameters(&self.worker)).await.map_err(failed)?
         {
-            finished.insert(row.get(0), Finished::Committed { result: row.get(1) });
+            finished.extend(wary::read(&row));
         }
         Ok(())
     }
@@ -162,7 +213,7 @@ impl FinishBatch {
         &self,
         transaction: &Transaction<'_>,
         jobs: &[Finish],
-        finished: &mut HashMap<String, Finished>,
+        finished: &mut HashMap<String, Written>,
     ) -> Result<(), BatchError> {
         let missing: Vec<&Finish> =
             jobs.iter().filter(|job| !finished.contains_key(&job.request.id)).collect();
@@ -173,7 +224,7 @@ impl FinishBatch {
         for job in missing {
             let Some(row) = rows.get(job.request.id.as_str()) else {
                 if let Hold::Claimed(_) = job.hold {
-                    finished.insert(job.request.id.clone(), Finished::Gone);
+                    finished.insert(job.request.id.clone(), Written::Known(Finished::Gone));
                 }
                 continue;
             };
@@ -188,7 +239,7 @@ impl FinishBatch {
             } else {
                 Finished::Reused
             };
-            finished.insert(job.request.id.clone(), known);
+            finished.insert(job.request.id.clone(), Written::Known(known));
         }
         Ok(())
     }
@@ -200,13 +251,13 @@ impl FinishBatch {
         transaction: &Transaction<'_>,
         job: &Finish,
         limit: Duration,
-    ) -> Result<Vec<Finished>, BatchError> {
+    ) -> Result<Vec<Written>, BatchError> {
         let Some(steps) = &job.steps else {
-            return self.write(transaction, std::slice::from_ref(job)).await;
+            return self.write(transaction, std::slice::from_ref(job), false).await;
         };
         // The row first: when it is not ours to finish, the step must not run at all.
-        let finished = self.write(transaction, std::slice::from_ref(job)).await?;
-        if !matches!(finished.as_slice(), [Finished::Committed { .. }]) {
+        let finished = self.write(transaction, std::slice::from_ref(job), false).await?;
+        if !matches!(finished.as_slice(), [Written::Known(Finished::Committed { .. })]) {
             return Ok(finished);
         }
         let transient = |code, error| {
@@ -230,7 +281,7 @@ impl FinishBatch {
         if let Some(result) = &result {
             transaction.execute(&self.statements.result, &[&job.request.id, result]).await?;
         }
-        Ok(vec![Finished::Committed { result }])
+        Ok(vec![Written::Known(Finished::Committed { result })])
     }
 }
 
@@ -241,7 +292,8 @@ fn failing(jobs: &[&Finish]) -> fn(tokio_postgres::Error) -> BatchError {
 
 impl Batch for FinishBatch {
     type Job = Finish;
-    type Answer = Finished;
+    /// An apply step may be refused without failing its batch.
+    type Answer = Result<Finished, StepError>;
     const NAME: &'static str = "finish";
 
     fn id(job: &Finish) -> &str {
@@ -256,12 +308,17 @@ impl Batch for FinishBatch {
         job.steps.is_some()
     }
 
-    async fn run(&self, jobs: &[Finish]) -> Result<Vec<Finished>, BatchError> {
-        let limit =
-            jobs.iter().map(|job| job.budget).min().unwrap_or_default().min(self.statement_timeout);
-        session::with(&self.pool, limit + PATIENCE, async |client| {
-            self.transact(client, jobs, limit).await
-        })
-        .await
+    async fn run(&self, jobs: &[Finish]) -> Result<Vec<Self::Answer>, BatchError> {
+        let in_company = jobs.len() > 1;
+        if !(in_company && self.wary.is_on()) {
+            match self.visit(jobs, false).await {
+                Err(BatchError::Failed(StepError::Refused(_))) if in_company => {}
+                written => return self.answers(jobs, written?).await,
+            }
+        }
+        let written = self.visit(jobs, true).await?;
+        let met = written.iter().any(|one| !matches!(one, Written::Known(_)));
+        self.wary.ran(met);
+        self.answers(jobs, written).await
     }
 }

@@ -61,6 +61,24 @@ pub(super) fn apply_expression(functions: &BTreeMap<String, Function>) -> String
     sql
 }
 
+/// The expression that applies the function of the row's kind and tells what it refuses instead of
+/// failing: the columns of `try_apply`.
+pub(super) fn try_apply_expression(functions: &BTreeMap<String, Function>) -> String {
+    let mut sql = "case i.kind".to_owned();
+    for (kind, function) in functions {
+        let (kind, name) = (literal(kind), literal(&function.name));
+        let response = function.takes_response;
+        write!(
+            sql,
+            " when {kind} then longshore.try_apply({name}, {response}, i.id, i.kind, i.user_id, \
+             i.payload, i.response)"
+        )
+        .expect("writing to a string does not fail");
+    }
+    sql.push_str(" end");
+    sql
+}
+
 /// A string literal.
 fn literal(text: &str) -> String {
     // The E form reads backslashes the same way whatever `standard_conforming_strings` says.

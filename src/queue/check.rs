@@ -179,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn wrong_settings_are_found_without_a_broker() {
-        let settings = Settings { prefetch: 0, ..Settings::sample() };
+        let settings = Settings { prefetch: Some(0), ..Settings::sample() };
         let findings = check(&settings).await;
         assert!(
             findings.len() == 1 && findings[0].text.starts_with("queue.prefetch "),

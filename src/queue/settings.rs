@@ -30,8 +30,9 @@ pub struct Settings {
     /// Whether exchanges and queues are declared at each connection; otherwise they are only
     /// looked for.
     pub declare: bool,
-    /// How many deliveries the broker hands out ahead of their acknowledgement.
-    pub prefetch: u16,
+    /// How many deliveries the broker hands out ahead of their acknowledgement. Where nothing is
+    /// said, the configuration makes it twice the worker's concurrency.
+    pub prefetch: Option<u16>,
     /// How often the broker delivers one message before it is dead-lettered. It only stops what
     /// the client library cannot even read; give-backs count towards it on RabbitMQ before 4.3.
     pub delivery_limit: u32,
@@ -69,7 +70,15 @@ pub struct Settings {
     pub pause_hold: Duration,
 }
 
+/// What is prefetched where neither the settings nor a concurrency say how much.
+const PREFETCH: u16 = 128;
+
 impl Settings {
+    /// The prefetch that counts.
+    pub fn prefetch(&self) -> u16 {
+        self.prefetch.unwrap_or(PREFETCH)
+    }
+
     /// What is wrong with these settings: the key within the section, and what to do about it.
     pub fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -106,7 +115,7 @@ impl Settings {
                 );
             }
         }
-        if self.prefetch == 0 {
+        if self.prefetch == Some(0) {
             add(
                 "prefetch",
                 "is 0, which AMQP takes as unlimited: set at least the number of slots".to_owned(),
@@ -171,7 +180,7 @@ impl Settings {
             dead_queue: "longshore.dead".into(),
             dead_exchange: "longshore.dead".into(),
             declare: true,
-            prefetch: 200,
+            prefetch: Some(200),
             delivery_limit: 200,
             heartbeat: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(10),
@@ -200,7 +209,7 @@ mod tests {
     fn every_problem_is_named_at_once() {
         let settings = Settings {
             url: "http://broker/".into(),
-            prefetch: 0,
+            prefetch: Some(0),
             delivery_limit: 0,
             heartbeat: Duration::from_millis(1500),
             dead_queue: "longshore.requests".into(),

@@ -27,6 +27,64 @@ async fn what_a_function_refuses_is_dead_and_its_neighbours_in_the_batch_are_don
 }
 
 #[tokio::test]
+async fn where_every_third_is_refused_the_others_still_share_transactions() {
+    let body = "if (request ->> 'user_id')::int % 3 = 0 then raise exception 'no plan % of this name', request ->> 'user_id'; end if;
+                insert into app.effects values (request ->> 'request_id', 1); return '{\"well\": true}'";
+    let place = odd("every_third", "", body).await;
+    // The queue is there once a worker has been; a backlog makes full batches.
+    place.worker().await.kill().await;
+    join_all((0..300).map(|n| {
+        let (place, id, user) = (&place, format!("r-{n}"), n.to_string());
+        async move { place.publish(&id, "odd", &user, json!({})).await }
+    }))
+    .await;
+    let worker = place.worker_unready(&[("LONGSHORE__LEDGER__LANES", "1")]).await;
+    worker.until_ready().await;
+    for n in 0..300 {
+        let id = format!("r-{n}");
+        if n % 3 == 0 {
+            let row = place.until_dead(&worker, &id, "apply_refused").await;
+            let words = format!("no plan {n} of this name (SQLSTATE P0001)");
+            assert_eq!(row.error, Some(words));
+        } else {
+            assert_eq!(place.until_state(&id, "done").await.attempt, 1);
+        }
+    }
+    assert_eq!(effects(&place).await, 200, "what was refused left nothing behind");
+    let kept = "select count(*) from longshore.requests where result = '{\"well\": true}'";
+    assert_eq!(place.database.number(kept).await, 200);
+    let batches = worker.metric(r#"longshore_ledger_batch_rows_count{step="finish"}"#).await;
+    assert!(batches.unwrap() < 60.0, "400 writes took {batches:?} transactions");
+    place.goes_on(worker).await;
+}
+
+#[tokio::test]
+async fn words_that_quote_a_value_stay_out_of_ledger_and_log_in_company_too() {
+    let body = "perform (request -> 'payload' ->> 'amount')::int; return null";
+    let place = odd("quotes", "", body).await;
+    place.worker().await.kill().await;
+    join_all((0..40).map(|n| {
+        let (place, id) = (&place, format!("r-{n}"));
+        let amount = if n % 2 == 0 { "7".to_owned() } else { format!("secret{n}") };
+        async move { place.publish(&id, "odd", &id, json!({"amount": amount})).await }
+    }))
+    .await;
+    let worker = place.worker_unready(&[("LONGSHORE__LEDGER__LANES", "1")]).await;
+    worker.until_ready().await;
+    for n in 0..40 {
+        let id = format!("r-{n}");
+        if n % 2 == 0 {
+            place.until_state(&id, "done").await;
+        } else {
+            let row = place.until_dead(&worker, &id, "apply_refused").await;
+            assert_eq!(row.error.as_deref(), Some("a value does not fit (SQLSTATE 22P02)"));
+        }
+    }
+    assert!(!worker.log().iter().any(|line| line.to_string().contains("secret")));
+    place.goes_on(worker).await;
+}
+
+#[tokio::test]
 async fn a_function_that_does_not_return_is_cut_off_at_its_kinds_timeout() {
     let limits = "timeout = \"300ms\"\nmax_attempts = 2";
     let place = odd("stalls", limits, "perform pg_sleep(60); return null").await;

@@ -50,7 +50,7 @@ async fn a_check_of_a_place_where_all_is_well_says_so() {
 async fn a_check_finds_a_ledger_that_was_not_migrated_and_a_worker_refuses_it() {
     let place = Place::new("check_migrate").await;
     place.database.execute("drop schema longshore cascade").await;
-    found(&place.cli(&["check"]).await, &["lacks 2 migration(s); run `longshore migrate`"]);
+    found(&place.cli(&["check"]).await, &["lacks 3 migration(s); run `longshore migrate`"]);
     let run = place.cli(&["run"]).await;
     assert_eq!(run.status.code(), Some(1));
     let last = said(&run).lines().last().unwrap().to_owned();
@@ -216,12 +216,17 @@ async fn a_ledger_of_the_version_before_is_migrated_with_what_is_in_it() {
     place.publish("r-1", "user.profile.update", "1", json!({"name": "Ada"})).await;
     worker.until_done(1).await;
     drop(worker);
-    let before = "alter table longshore.requests drop column crashes, drop column alone;
+    let before = "drop function longshore.try_apply; drop type longshore.tried;
+                  alter table longshore.requests drop column crashes, drop column alone;
                   delete from longshore.migrations where version > 1";
     place.database.execute(before).await;
-    found(&place.cli(&["check"]).await, &["lacks 1 migration(s); run `longshore migrate`"]);
+    found(&place.cli(&["check"]).await, &["lacks 2 migration(s); run `longshore migrate`"]);
     let migrated = place.cli(&["migrate"]).await;
-    assert!(said(&migrated).contains("applied 0002 suspects"), "{}", said(&migrated));
+    assert!(
+        said(&migrated).contains("applied 0002 suspects, 0003 try_apply"),
+        "{}",
+        said(&migrated)
+    );
     let worker = place.worker().await;
     place.publish("r-1", "user.profile.update", "1", json!({"name": "Ada"})).await;
     worker.until_outcome("r-1", "duplicate").await;

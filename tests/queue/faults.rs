@@ -103,7 +103,7 @@ async fn a_subscription_that_brings_nothing_is_given_up() {
     let proxy = Proxy::start().await;
     let mut room = Room::open(Settings {
         url: proxy.url().await.into(),
-        prefetch: 2,
+        prefetch: Some(2),
         stall_timeout: Duration::from_millis(500),
         ..settings("stalled").await
     })

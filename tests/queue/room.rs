@@ -48,7 +48,7 @@ pub(crate) async fn settings(prefix: &str) -> Settings {
         dead_queue: format!("{prefix}.dead"),
         dead_exchange: format!("{prefix}.dead"),
         declare: true,
-        prefetch: 100,
+        prefetch: Some(100),
         delivery_limit: 10,
         heartbeat: Duration::from_secs(10),
         connect_timeout: Duration::from_secs(10),

@@ -45,7 +45,7 @@ async fn each_delivery_is_settled_as_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_finished_out_of_order_are_each_acknowledged_once() {
     let mut settings = settings("many").await;
-    settings.prefetch = 500;
+    settings.prefetch = Some(500);
     let mut room = Room::open(settings).await;
     let bodies: Vec<String> = (0..3_000).map(|n| n.to_string()).collect();
     let publishing = async {

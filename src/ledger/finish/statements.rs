@@ -14,6 +14,9 @@ pub(super) struct Statements {
     only: BTreeMap<String, Applying>,
     /// Without functions, for what is not applied.
     none: Applying,
+    /// With the functions of all kinds, called so that one that refuses fails nobody else. They are
+    /// called by name, so that here too a missing one is the fault of its own kind only.
+    pub(super) wary: Applying,
     pub(super) lock: String,
     pub(super) look: String,
     pub(super) result: String,
@@ -28,12 +31,16 @@ pub(super) struct Applying {
 impl Statements {
     pub(super) fn new(schema: &str, functions: &BTreeMap<String, Function>) -> Self {
         let statement = |text: &str| sql::in_schema(text, schema);
-        let applying = |functions: &BTreeMap<String, Function>| {
-            let apply = sql::apply_expression(functions);
+        let written = |apply: &str, parts: &Parts| {
             let text = |text: &str| {
-                statement(&text.replace("{apply}", &apply).replace("{input}", columns::INPUT))
+                let text = text.replace("{apply}", apply).replace("{result}", parts.result);
+                let text = text.replace("{kept}", parts.kept).replace("{refused}", parts.refused);
+                statement(&text.replace("{input}", columns::INPUT))
             };
             Applying { insert: text(INSERT), update: text(UPDATE) }
+        };
+        let applying = |functions: &BTreeMap<String, Function>| {
+            written(&sql::apply_expression(functions), &PLAIN)
         };
         let only = functions.iter().map(|(kind, function)| {
             (kind.clone(), applying(&BTreeMap::from([(kind.clone(), function.clone())])))
@@ -42,6 +49,10 @@ impl Statements {
             all: applying(functions),
             only: only.collect(),
             none: applying(&BTreeMap::new()),
+            wary: match functions.is_empty() {
+                true => applying(functions),
+                false => written(&sql::try_apply_expression(functions), &WARY),
+            },
             lock: statement(LOCK),
             look: statement(LOOK),
             result: statement(RESULT),
@@ -63,6 +74,28 @@ impl Statements {
     }
 }
 
+/// What differs between statements that fail with their functions and those that tell instead.
+struct Parts {
+    /// The function's value.
+    result: &'static str,
+    /// Which rows are written.
+    kept: &'static str,
+    /// The rows that are told of because they are not.
+    refused: &'static str,
+}
+
+const PLAIN: Parts = Parts { result: "t.applied", kept: "true", refused: "" };
+
+const WARY: Parts = Parts {
+    result: "(t.applied).result",
+    kept: "(t.applied).state is null",
+    refused: "
+ union all
+select null, t.id, null, (t.applied).state, (t.applied).message, (t.applied).raised
+  from todo t
+ where (t.applied).state is not null",
+};
+
 /// Inserts the rows that are not there yet and applies their functions, in the order of users and
 /// arrival: batches of other workers lock the rows of users in the same order, and the requests of
 /// one user are applied as they came. The functions are volatile, so Postgres evaluates them after
@@ -70,7 +103,7 @@ impl Statements {
 const INSERT: &str = "\
 with input as (select * from {input}),
 todo as materialized (
-    select i.*, case when i.state = 'done' then {apply} end as result
+    select i.*, case when i.state = 'done' then {apply} end as applied
       from input i
      where not exists (select from longshore.requests r where r.request_id = i.id)
      order by i.user_id, i.ord
@@ -80,9 +113,10 @@ todo as materialized (
          error_code, error, result, digest, body, properties, deadline, published_at, received_at,
          finished_at)
     select id, kind, user_id, state, charged, fence, true, $1, now() + make_interval(secs => due_in),
-           parked_on, error_code, error, result, digest, body, properties::json, deadline,
+           parked_on, error_code, error, {result}, digest, body, properties::json, deadline,
            published_at, received_at, case when state in ('done', 'dead') then clock_timestamp() end
-      from todo
+      from todo t
+     where {kept}
      order by ord
         on conflict (request_id) do nothing
     returning request_id, result
@@ -90,8 +124,8 @@ todo as materialized (
     insert into longshore.attempts (request_id, attempt, worker, outcome, error_code, error)
     select id, charged, $1, outcome, error_code, error from todo where outcome is not null
 )
-select todo.count, inserted.request_id, inserted.result::text
-  from (select count(*) from todo) todo left join inserted on true";
+select todo.count, inserted.request_id, inserted.result::text, null::text, null::text, null::bool
+  from (select count(*) from todo t where {kept}) todo left join inserted on true{refused}";
 
 const LOCK: &str = "\
 select 1 from longshore.requests where request_id = any($1) order by request_id for update";
@@ -99,26 +133,28 @@ select 1 from longshore.requests where request_id = any($1) order by request_id 
 /// Finishes claimed rows that still carry our fence. See `update` for why they are locked already.
 const UPDATE: &str = "\
 with input as (select * from {input}),
-applied as materialized (
-    select i.*, r.attempt - 1 + i.charged as attempt, case when i.state = 'done' then {apply} end as result
+todo as materialized (
+    select i.*, r.attempt - 1 + i.charged as attempt, case when i.state = 'done' then {apply} end as applied
       from input i
       join longshore.requests r on r.request_id = i.id and r.fence = i.fence and r.state = 'running'
      order by i.user_id, i.ord
 ), history as (
     insert into longshore.attempts (request_id, attempt, worker, outcome, error_code, error)
-    select id, attempt, $1, outcome, error_code, error from applied where outcome is not null
+    select id, attempt, $1, outcome, error_code, error from todo where outcome is not null
+), updated as (
+    update longshore.requests r
+       set state = t.state, attempt = t.attempt, worker = $1,
+           due_at = now() + make_interval(secs => t.due_in), parked_on = t.parked_on,
+           crashes = 0, alone = false,
+           error_code = t.error_code, error = t.error, result = {result},
+           body = case when t.state <> 'done' then r.body end,
+           properties = case when t.state <> 'done' then r.properties end,
+           finished_at = case when t.state in ('done', 'dead') then clock_timestamp() end
+      from todo t
+     where r.request_id = t.id and {kept}
+    returning r.request_id, r.result::text as result
 )
-update longshore.requests r
-   set state = a.state, attempt = a.attempt, worker = $1,
-       due_at = now() + make_interval(secs => a.due_in), parked_on = a.parked_on,
-       crashes = 0, alone = false,
-       error_code = a.error_code, error = a.error, result = a.result,
-       body = case when a.state <> 'done' then r.body end,
-       properties = case when a.state <> 'done' then r.properties end,
-       finished_at = case when a.state in ('done', 'dead') then clock_timestamp() end
-  from applied a
- where r.request_id = a.id
-returning r.request_id, r.result::text";
+select null::bigint, request_id, result, null::text, null::text, null::bool from updated{refused}";
 
 const LOOK: &str = "\
 select request_id, fence, digest, result::text, state <> 'running'

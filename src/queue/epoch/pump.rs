@@ -66,7 +66,7 @@ impl Epoch {
                     trouble = failure(&mut self.events, &mut self.settler) => return Err(trouble),
                     () = pauses.until_clear() => {}
                 }
-                let prefetch = if quarantine.is_on() { 1 } else { settings.prefetch };
+                let prefetch = if quarantine.is_on() { 1 } else { settings.prefetch() };
                 self.subscribe(shared, prefetch).await?;
                 quarantine.subscribed(Instant::now());
                 paused.set(paused_for(pauses, settings.pause_hold));
@@ -161,7 +161,7 @@ impl Epoch {
         quarantine: &Quarantine,
     ) -> Result<(), Trouble> {
         let settings = &shared.settings;
-        let prefetch = if quarantine.is_on() { 1 } else { u64::from(settings.prefetch) };
+        let prefetch = if quarantine.is_on() { 1 } else { u64::from(settings.prefetch()) };
         // With the prefetch used up the broker is right to send nothing.
         let owed = !shared.pauses.is_paused()
             && shared.hatch.is_hungry()
