@@ -1,18 +1,17 @@
 //! Finishing: the apply step and the ledger's row, committed together.
 
 mod columns;
+mod in_rust;
 mod job;
 mod statements;
 mod wary;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    panic::AssertUnwindSafe,
     time::Duration,
 };
 
-use deadpool_postgres::{Object, Pool, Transaction};
-use futures_util::FutureExt as _;
+use deadpool_postgres::{GenericClient, Object, Pool};
 
 pub use self::job::{Finish, Finished, Hold, Verdict};
 use self::{
@@ -21,16 +20,12 @@ use self::{
     wary::{Wary, Written},
 };
 use super::{
-    error::{BatchError, own},
+    error::{BatchError, describe, own},
     lanes::Batch,
     session,
     sql::Function,
 };
-use crate::{
-    fail,
-    outcome::{ErrorCode, Failure, StepError},
-    telemetry,
-};
+use crate::{fail, outcome::StepError};
 
 /// Writes finishes, many in one transaction.
 pub(super) struct FinishBatch {
@@ -56,6 +51,7 @@ impl FinishBatch {
         Self { pool, worker, statement_timeout, statements, wary: Wary::default() }
     }
 
+    /// BEGIN travels together with what follows it: a batch waits for two answers, not three.
     async fn transact(
         &self,
         client: &mut Object,
@@ -63,36 +59,38 @@ impl FinishBatch {
         limit: Duration,
         wary: bool,
     ) -> Result<Vec<Written>, BatchError> {
-        let transaction = client.transaction().await?;
-        if limit < self.statement_timeout {
-            let set = format!("set local statement_timeout = {}", limit.as_millis().max(1));
-            transaction.batch_execute(&set).await?;
+        if let [job] = jobs
+            && let (Some(steps), Verdict::Done) = (&job.steps, &job.verdict)
+        {
+            return self.transact_in_rust(client, job, &**steps, limit).await;
         }
-        let finished = match jobs {
-            [job] if job.steps.is_some() && job.verdict == Verdict::Done => {
-                self.apply_in_rust(&transaction, job, limit).await
-            }
-            _ => self.write(&transaction, jobs, wary).await,
-        };
-        // Told apart by hand: a transaction that is dropped rolls back behind our back, and the
-        // next user of the connection would wait for it.
-        match finished {
-            Ok(finished) => {
+        let begin = self.begin(limit);
+        let (begun, written) =
+            tokio::join!(client.batch_execute(&begin), self.write(&*client, jobs, wary));
+        // Whether the rest found itself in a transaction is unknown then: the connection is closed.
+        begun.map_err(|error| BatchError::Away(describe(&error)))?;
+        match written {
+            Ok(written) => {
                 let ids = || jobs.iter().map(|job| job.request.id.as_str());
                 fail::at("before_commit", ids());
-                fail::answer("commit_sent", ids(), transaction.commit()).await?;
+                fail::answer("commit_sent", ids(), client.batch_execute("COMMIT")).await?;
                 fail::at("after_commit", ids());
-                Ok(finished)
-            }
-            // A step in Rust may have left a statement under way, and a rollback would wait for it:
-            // the connection is closed instead, by whoever lent it.
-            Err(error @ BatchError::TimedOut(_)) if jobs.iter().any(|job| job.steps.is_some()) => {
-                Err(error)
+                Ok(written)
             }
             Err(error) => {
-                transaction.rollback().await?;
+                client.batch_execute("ROLLBACK").await?;
                 Err(error)
             }
+        }
+    }
+
+    fn begin(&self, limit: Duration) -> String {
+        match limit < self.statement_timeout {
+            true => {
+                let millis = limit.as_millis().max(1);
+                format!("BEGIN; set local statement_timeout = {millis}")
+            }
+            false => "BEGIN".to_owned(),
         }
     }
 
@@ -138,7 +136,7 @@ impl FinishBatch {
 
     async fn write(
         &self,
-        transaction: &Transaction<'_>,
+        client: &impl GenericClient,
         jobs: &[Finish],
         wary: bool,
     ) -> Result<Vec<Written>, BatchError> {
@@ -146,30 +144,30 @@ impl FinishBatch {
             jobs.iter().partition(|job| matches!(job.hold, Hold::Fresh(_)));
         let mut finished = HashMap::with_capacity(jobs.len());
         if !fresh.is_empty() {
-            self.insert(transaction, &fresh, wary, &mut finished).await?;
+            self.insert(client, &fresh, wary, &mut finished).await?;
         }
         if !claimed.is_empty() {
-            self.update(transaction, &claimed, wary, &mut finished).await?;
+            self.update(client, &claimed, wary, &mut finished).await?;
         }
         if finished.len() < jobs.len() {
-            self.look(transaction, jobs, &mut finished).await?;
+            self.look(client, jobs, &mut finished).await?;
         }
         jobs.iter().map(|job| finished.remove(&job.request.id).ok_or(BatchError::Raced)).collect()
     }
 
     async fn insert(
         &self,
-        transaction: &Transaction<'_>,
+        client: &impl GenericClient,
         jobs: &[&Finish],
         wary: bool,
         finished: &mut HashMap<String, Written>,
     ) -> Result<(), BatchError> {
         let failed = failing(jobs);
         let insert = &self.applying(jobs, wary).insert;
-        let insert = transaction.prepare_cached(insert).await.map_err(failed)?;
+        let insert = client.prepare_cached(insert).await.map_err(failed)?;
         let columns = Columns::of(jobs);
         let rows =
-            transaction.query(&insert, &columns.parameters(&self.worker)).await.map_err(failed)?;
+            client.query(&insert, &columns.parameters(&self.worker)).await.map_err(failed)?;
         let (mut inserted, mut applied) = (0, 0);
         for row in &rows {
             let count: Option<i64> = row.get(0);
@@ -186,7 +184,7 @@ impl FinishBatch {
 
     async fn update(
         &self,
-        transaction: &Transaction<'_>,
+        client: &impl GenericClient,
         jobs: &[&Finish],
         wary: bool,
         finished: &mut HashMap<String, Written>,
@@ -194,15 +192,13 @@ impl FinishBatch {
         let ids: Vec<&str> = jobs.iter().map(|job| job.request.id.as_str()).collect();
         // Locked by a statement of its own: the next one then sees these rows as they stay, and
         // applies no function for a row that turns out to be somebody else's.
-        let lock = transaction.prepare_cached(&self.statements.lock).await.map_err(own)?;
-        transaction.execute(&lock, &[&ids]).await.map_err(own)?;
+        let lock = client.prepare_cached(&self.statements.lock).await.map_err(own)?;
+        client.execute(&lock, &[&ids]).await.map_err(own)?;
         let failed = failing(jobs);
         let update = &self.applying(jobs, wary).update;
-        let update = transaction.prepare_cached(update).await.map_err(failed)?;
+        let update = client.prepare_cached(update).await.map_err(failed)?;
         let columns = Columns::of(jobs);
-        for row in
-            transaction.query(&update, &columns.parameters(&self.worker)).await.map_err(failed)?
-        {
+        for row in client.query(&update, &columns.parameters(&self.worker)).await.map_err(failed)? {
             finished.extend(wary::read(&row));
         }
         Ok(())
@@ -211,15 +207,15 @@ impl FinishBatch {
     /// Tells what the ledger knows of those that were neither inserted nor updated.
     async fn look(
         &self,
-        transaction: &Transaction<'_>,
+        client: &impl GenericClient,
         jobs: &[Finish],
         finished: &mut HashMap<String, Written>,
     ) -> Result<(), BatchError> {
         let missing: Vec<&Finish> =
             jobs.iter().filter(|job| !finished.contains_key(&job.request.id)).collect();
         let ids: Vec<&str> = missing.iter().map(|job| job.request.id.as_str()).collect();
-        let look = transaction.prepare_cached(&self.statements.look).await.map_err(own)?;
-        let rows = transaction.query(&look, &[&ids]).await.map_err(own)?;
+        let look = client.prepare_cached(&self.statements.look).await.map_err(own)?;
+        let rows = client.query(&look, &[&ids]).await.map_err(own)?;
         let rows: HashMap<&str, _> = rows.iter().map(|row| (row.get(0), row)).collect();
         for job in missing {
             let Some(row) = rows.get(job.request.id.as_str()) else {
@@ -242,46 +238,6 @@ impl FinishBatch {
             finished.insert(job.request.id.clone(), Written::Known(known));
         }
         Ok(())
-    }
-
-    /// The apply step of a library user, in the same transaction as the row. Like a function in SQL
-    /// it is cut off at `limit`, and like one it cannot end the lane: a panic is a failure.
-    async fn apply_in_rust(
-        &self,
-        transaction: &Transaction<'_>,
-        job: &Finish,
-        limit: Duration,
-    ) -> Result<Vec<Written>, BatchError> {
-        let Some(steps) = &job.steps else {
-            return self.write(transaction, std::slice::from_ref(job), false).await;
-        };
-        // The row first: when it is not ours to finish, the step must not run at all.
-        let finished = self.write(transaction, std::slice::from_ref(job), false).await?;
-        if !matches!(finished.as_slice(), [Written::Known(Finished::Committed { .. })]) {
-            return Ok(finished);
-        }
-        let transient = |code, error| {
-            let failure = Failure::new(code, error);
-            StepError::Transient { failure, retry_in: None }
-        };
-        let applied = AssertUnwindSafe(async {
-            steps.apply(&job.request, job.response.as_deref(), transaction).await
-        });
-        let result = match tokio::time::timeout(limit, applied.catch_unwind()).await {
-            Ok(Ok(result)) => result.map_err(BatchError::Failed)?,
-            Ok(Err(panic)) => {
-                let text = telemetry::panic_text(&*panic);
-                return Err(BatchError::Failed(transient(ErrorCode::Panic, text)));
-            }
-            Err(_) => {
-                let text = format!("apply took longer than {limit:?}");
-                return Err(BatchError::TimedOut(transient(ErrorCode::Timeout, text)));
-            }
-        };
-        if let Some(result) = &result {
-            transaction.execute(&self.statements.result, &[&job.request.id, result]).await?;
-        }
-        Ok(vec![Written::Known(Finished::Committed { result })])
     }
 }
 
