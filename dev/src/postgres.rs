@@ -50,6 +50,8 @@ pub struct Postgres {
     chroot: Option<Chroot>,
     owner: Option<Owner>,
     life: Life,
+    /// `name=value`, beside those that every server of ours has.
+    settings: Vec<String>,
 }
 
 impl Postgres {
@@ -60,10 +62,23 @@ impl Postgres {
     /// # Errors
     /// When Postgres is not installed, or when it does not start: with the end of its log.
     pub async fn start(dir: impl AsRef<Path>) -> anyhow::Result<Self> {
-        Self::start_for(dir.as_ref(), Life::Private).await
+        Self::start_with(dir, &[]).await
+    }
+
+    /// The same with settings of its own, each as `name=value`.
+    ///
+    /// # Errors
+    /// As [`Postgres::start`].
+    pub async fn start_with(dir: impl AsRef<Path>, settings: &[&str]) -> anyhow::Result<Self> {
+        Self::start_set(dir.as_ref(), Life::Private, settings).await
     }
 
     pub(crate) async fn start_for(dir: &Path, life: Life) -> anyhow::Result<Self> {
+        Self::start_set(dir, life, &[]).await
+    }
+
+    async fn start_set(dir: &Path, life: Life, settings: &[&str]) -> anyhow::Result<Self> {
+        let settings: Vec<String> = settings.iter().map(|set| (*set).to_owned()).collect();
         let chroot = Chroot::chosen()?;
         let programs = PostgresPrograms::find(chroot.as_ref())?;
         let owner = Owner::find(chroot.as_ref())?;
@@ -81,6 +96,7 @@ impl Postgres {
                 chroot: chroot.clone(),
                 owner,
                 life,
+                settings: settings.clone(),
             };
             if postgres.launch().await.is_ok() {
                 return Ok(postgres);
@@ -99,7 +115,8 @@ impl Postgres {
             home,
             server: None,
         };
-        let mut postgres = Self { dir: dir.to_path_buf(), seat, programs, chroot, owner, life };
+        let mut postgres =
+            Self { dir: dir.to_path_buf(), seat, programs, chroot, owner, life, settings };
         postgres.create().await?;
         if let Err(error) = postgres.launch().await {
             postgres.kill().await;
@@ -116,7 +133,8 @@ impl Postgres {
         let programs = PostgresPrograms::find(chroot.as_ref()).ok()?;
         let owner = Owner::find(chroot.as_ref()).ok()?;
         let dir = dir.to_path_buf();
-        let postgres = Self { dir, seat, programs, chroot, owner, life: Life::Shared };
+        let (life, settings) = (Life::Shared, Vec::new());
+        let postgres = Self { dir, seat, programs, chroot, owner, life, settings };
         tokio::time::timeout(server::TALK, postgres.talk())
             .await
             .is_ok_and(|answer| answer.is_ok())
@@ -182,6 +200,9 @@ impl Postgres {
             "log_destination=stderr",
         ] {
             command.args(["-c", setting]);
+        }
+        for setting in &self.settings {
+            command.args(["-c", setting.as_str()]);
         }
         let process = server::spawn(command, &self.log(), self.life)?;
         self.seat.server = Some(process);
