@@ -1,5 +1,6 @@
 //! A Postgres of our own: its port, its data, its databases.
 
+mod databases;
 mod owner;
 
 use std::{
@@ -26,8 +27,6 @@ use crate::{
 const STOP: Duration = Duration::from_secs(20);
 /// How long `Drop` waits for a private server, whose data nobody needs any more.
 const DROP: Duration = Duration::from_secs(2);
-/// How long one statement of ours may take; creating a database copies files.
-const STATEMENT: Duration = Duration::from_secs(60);
 
 /// What makes a server the same server when it is started again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,22 +61,15 @@ impl Postgres {
     /// # Errors
     /// When Postgres is not installed, or when it does not start: with the end of its log.
     pub async fn start(dir: impl AsRef<Path>) -> anyhow::Result<Self> {
-        Self::start_with(dir, &[]).await
+        Self::start_for(dir.as_ref(), Life::Private, &[]).await
     }
 
-    /// The same with settings of its own, each as `name=value`.
-    ///
-    /// # Errors
-    /// As [`Postgres::start`].
-    pub async fn start_with(dir: impl AsRef<Path>, settings: &[&str]) -> anyhow::Result<Self> {
-        Self::start_set(dir.as_ref(), Life::Private, settings).await
-    }
-
-    pub(crate) async fn start_for(dir: &Path, life: Life) -> anyhow::Result<Self> {
-        Self::start_set(dir, life, &[]).await
-    }
-
-    async fn start_set(dir: &Path, life: Life, settings: &[&str]) -> anyhow::Result<Self> {
+    /// The same; `settings` are its own, each as `name=value`.
+    pub(crate) async fn start_for(
+        dir: &Path,
+        life: Life,
+        settings: &[&str],
+    ) -> anyhow::Result<Self> {
         let settings: Vec<String> = settings.iter().map(|set| (*set).to_owned()).collect();
         let chroot = Chroot::chosen()?;
         let programs = PostgresPrograms::find(chroot.as_ref())?;
@@ -308,43 +300,6 @@ impl Postgres {
         self.kill().await;
         self.launch().await
     }
-
-    /// Creates a database, a copy of `template` where one is named (nobody may be connected to
-    /// it), and returns its URL.
-    ///
-    /// # Errors
-    /// When there is one of that name, or the template is in use.
-    pub async fn create_database(
-        &self,
-        name: &str,
-        template: Option<&str>,
-    ) -> anyhow::Result<String> {
-        let template =
-            template.map(|template| format!(" TEMPLATE {}", quoted(template))).unwrap_or_default();
-        self.administer(&format!("CREATE DATABASE {}{template}", quoted(name))).await?;
-        Ok(self.url_of(name))
-    }
-
-    /// Drops a database, ending its sessions; one that is not there is fine.
-    ///
-    /// # Errors
-    /// When it cannot be dropped.
-    pub async fn drop_database(&self, name: &str) -> anyhow::Result<()> {
-        self.administer(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).await
-    }
-
-    async fn administer(&self, statement: &str) -> anyhow::Result<()> {
-        let client = tokio::time::timeout(
-            server::TALK,
-            longshore_drill::database::connect(&self.admin_url()),
-        )
-        .await
-        .context("Postgres does not answer")??;
-        tokio::time::timeout(STATEMENT, client.batch_execute(statement))
-            .await
-            .with_context(|| format!("`{statement}` took longer than {STATEMENT:?}"))?
-            .with_context(|| format!("`{statement}` failed"))
-    }
 }
 
 impl Drop for Postgres {
@@ -358,8 +313,4 @@ impl Drop for Postgres {
             }
         }
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -9,6 +9,7 @@ mod page;
 mod samples;
 
 use std::{
+    num::NonZeroUsize,
     path::PathBuf,
     sync::{
         Arc,
@@ -41,8 +42,8 @@ pub struct Options {
     #[arg(long, default_value_t = 1_000_000)]
     ahead: usize,
     /// How many connections publish.
-    #[arg(long, default_value_t = 2)]
-    publishers: usize,
+    #[arg(long, default_value = "2")]
+    publishers: NonZeroUsize,
     /// With the set-wise function, where the program knows it.
     #[arg(long)]
     batch: bool,
@@ -50,6 +51,13 @@ pub struct Options {
     /// docs/benchmarks-day.md, for ten million requests or more].
     #[arg(long)]
     out: Option<PathBuf>,
+}
+
+impl Options {
+    /// How many wait at most; room for what each publisher sends at once there must be.
+    fn bound(&self) -> usize {
+        self.ahead.max(2 * TOGETHER * self.publishers.get())
+    }
 }
 
 const DAY: usize = 10_000_000;
@@ -108,15 +116,15 @@ pub async fn run(options: &Options) -> anyhow::Result<()> {
     let begun = Instant::now();
     let progress = Arc::new(Progress::default());
     let mut publishing = publish(&field, load, options, &progress);
-    let ahead = options.ahead.clamp(1, options.requests);
-    while progress.published.load(Relaxed) + TOGETHER * options.publishers < ahead {
+    let bound = options.bound().min(options.requests);
+    while progress.published.load(Relaxed) + TOGETHER * options.publishers.get() < bound {
         if let Some(ended) = publishing.try_join_next() {
             ended??;
         }
         sleep(LOOK).await;
     }
     let filling = begun.elapsed().as_secs_f64();
-    println!("{} requests are in the queue after {filling:.0} s", grouped(ahead as f64, 0));
+    println!("{} requests are in the queue after {filling:.0} s", grouped(bound as f64, 0));
 
     let log = field.log();
     let command = way.command(&field.settings, options.requests, false, field.pool)?;
@@ -191,7 +199,8 @@ fn publish(
     progress: &Arc<Progress>,
 ) -> JoinSet<anyhow::Result<()>> {
     let mut publishing = JoinSet::new();
-    let (requests, publishers, ahead) = (options.requests, options.publishers, options.ahead);
+    let (requests, publishers, bound) =
+        (options.requests, options.publishers.get(), options.bound());
     for part in 0..publishers {
         let (first, end) = (requests * part / publishers, requests * (part + 1) / publishers);
         let (url, progress) = (field.settings.amqp_url.clone(), Arc::clone(progress));
@@ -202,7 +211,7 @@ fn publish(
             while next < end {
                 let waiting =
                     progress.published.load(Relaxed).saturating_sub(progress.done.load(Relaxed));
-                if waiting + TOGETHER > ahead {
+                if waiting + TOGETHER > bound {
                     sleep(ROOM).await;
                     continue;
                 }

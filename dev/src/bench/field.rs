@@ -11,6 +11,7 @@ use crate::{
     place::{self, Private},
     postgres::Postgres,
     rabbit::Rabbit,
+    server::Life,
     worker::{Settings, Worker},
 };
 
@@ -73,10 +74,11 @@ impl Found {
 impl Field {
     pub(super) async fn open() -> anyhow::Result<Self> {
         let dir = Private::new("bench")?;
-        let (rabbit, postgres) = tokio::try_join!(
-            Rabbit::start(dir.path().join("rabbitmq"), "bench"),
-            Postgres::start_with(dir.path().join("postgres"), &POSTGRES),
-        )?;
+        let (rabbit, postgres) =
+            tokio::try_join!(Rabbit::start(dir.path().join("rabbitmq"), "bench"), async {
+                let home = dir.path().join("postgres");
+                Postgres::start_for(&home, Life::Private, &POSTGRES).await
+            },)?;
         let pg_url = postgres.create_database(TEMPLATE, None).await?;
         let example = place::checkout().join("config/user-service");
         let read = async |path: PathBuf| {
@@ -191,18 +193,21 @@ impl Field {
         Ok(Found { done: row.get(0), dead: row.get(1), versions: row.get(2) })
     }
 
-    /// When the first and the last of the latest `requests` ended, in seconds since 1970, as
-    /// Postgres wrote it beside them.
-    pub(super) async fn span(&self, requests: usize) -> anyhow::Result<(f64, f64)> {
+    /// When the first and the last of the requests that ended after an instant did so, in seconds
+    /// since 1970, as Postgres wrote it beside them.
+    pub(super) async fn span(&self, after: f64) -> anyhow::Result<(f64, f64)> {
         let row = self
             .client
             .query_one(
-                "select coalesce(extract(epoch from min(finished_at)), 0)::float8,
-                        coalesce(extract(epoch from max(finished_at)), 0)::float8
-                   from (select finished_at from longshore.requests
-                          where finished_at > now() - interval '12 hours'
-                          order by finished_at desc limit $1) as latest",
-                &[&i64::try_from(requests)?],
+                // By the two indexes that there are.
+                "select coalesce(extract(epoch from min(at)), 0)::float8,
+                        coalesce(extract(epoch from max(at)), 0)::float8
+                   from (select finished_at as at from longshore.requests
+                          where state = 'done' and finished_at > to_timestamp($1)
+                          union all
+                         select finished_at from longshore.requests
+                          where state = 'dead' and finished_at > to_timestamp($1)) as ended",
+                &[&after],
             )
             .await?;
         Ok((row.get(0), row.get(1)))

@@ -29,7 +29,7 @@ pub(super) async fn measure(
     }
     let ready = now();
     until_done(&workers.iter().collect::<Vec<_>>(), requests).await?;
-    let (_, last) = field.span(requests).await?;
+    let (_, last) = field.span(ready).await?;
     for worker in &mut workers {
         worker.stop().await?;
     }

@@ -13,7 +13,7 @@ use super::{
     load::Load,
     part::Part,
     spread::grouped,
-    watch::Watch,
+    watch::{Watch, now},
     way::Way,
 };
 use crate::{process::Process, server::Life, worker::Worker};
@@ -77,7 +77,7 @@ pub(super) async fn measure_here(
     }
     let before = field.found().await?;
     let (wal, rows) = (field.wal().await?, field.rows().await?);
-    let since = Since::now(field);
+    let (since, begun) = (Since::now(field), now());
 
     let command = way.command(&settings, requests, false, field.pool)?;
     let mut worker = Worker::spawn(command, &log, Life::Private)?;
@@ -87,7 +87,7 @@ pub(super) async fn measure_here(
     let (rabbit, postgres) = since.passed();
     let wal = field.wal().await? - wal;
     let (first, last) =
-        if way.has_ledger() { field.span(requests).await? } else { own_span(&worker).await? };
+        if way.has_ledger() { field.span(begun).await? } else { own_span(&worker).await? };
     let (cpu, resident) = watch.between(first, last)?;
     worker.stop().await?;
     let rows = field.rows().await? - rows;

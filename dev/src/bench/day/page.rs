@@ -161,7 +161,7 @@ are on.
         publishers = day.options.publishers,
         body = BODY,
         users = grouped(f64::from(USERS), 0),
-        ahead = grouped(day.options.ahead as f64, 0),
+        ahead = grouped(day.options.bound() as f64, 0),
         gigabytes = day.account.bytes as f64 / 1e9,
         bytes = day.account.bytes as f64 / day.options.requests as f64,
         postgres = field::POSTGRES.map(|set| format!("`{set}`")).join(", "),
