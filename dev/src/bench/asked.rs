@@ -48,7 +48,8 @@ impl Asked {
             Bound::AtLeast(bound) => format!("≥ {}", number(bound)),
             Bound::Below(bound) => format!("< {}", number(bound)),
         };
-        let seen = self.seen.map_or_else(|| "–".to_owned(), |seen| seen.show(self.decimals));
+        let show = |seen: Spread| seen.show(self.decimals) + self.unit;
+        let seen = self.seen.map_or_else(|| "–".to_owned(), show);
         vec![self.what.to_owned(), bound + self.unit, seen + self.unit, self.verdict().to_owned()]
     }
 }
