@@ -1,5 +1,6 @@
 //! A Postgres of our own: its port, its data, its databases.
 
+mod databases;
 mod owner;
 
 use std::{
@@ -26,8 +27,6 @@ use crate::{
 const STOP: Duration = Duration::from_secs(20);
 /// How long `Drop` waits for a private server, whose data nobody needs any more.
 const DROP: Duration = Duration::from_secs(2);
-/// How long one statement of ours may take; creating a database copies files.
-const STATEMENT: Duration = Duration::from_secs(60);
 
 /// What makes a server the same server when it is started again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,6 +49,8 @@ pub struct Postgres {
     chroot: Option<Chroot>,
     owner: Option<Owner>,
     life: Life,
+    /// Variables for the server beside its own few.
+    environment: Vec<(String, String)>,
 }
 
 impl Postgres {
@@ -60,10 +61,30 @@ impl Postgres {
     /// # Errors
     /// When Postgres is not installed, or when it does not start: with the end of its log.
     pub async fn start(dir: impl AsRef<Path>) -> anyhow::Result<Self> {
-        Self::start_for(dir.as_ref(), Life::Private).await
+        Self::start_with(dir, Vec::new()).await
+    }
+
+    /// The same with further variables in the server's environment, which a checkout's usual
+    /// servers have none of.
+    ///
+    /// # Errors
+    /// As [`Postgres::start`].
+    pub async fn start_with(
+        dir: impl AsRef<Path>,
+        environment: Vec<(String, String)>,
+    ) -> anyhow::Result<Self> {
+        Self::open(dir.as_ref(), Life::Private, environment).await
     }
 
     pub(crate) async fn start_for(dir: &Path, life: Life) -> anyhow::Result<Self> {
+        Self::open(dir, life, Vec::new()).await
+    }
+
+    async fn open(
+        dir: &Path,
+        life: Life,
+        environment: Vec<(String, String)>,
+    ) -> anyhow::Result<Self> {
         let chroot = Chroot::chosen()?;
         let programs = PostgresPrograms::find(chroot.as_ref())?;
         let owner = Owner::find(chroot.as_ref())?;
@@ -81,6 +102,7 @@ impl Postgres {
                 chroot: chroot.clone(),
                 owner,
                 life,
+                environment: environment.clone(),
             };
             if postgres.launch().await.is_ok() {
                 return Ok(postgres);
@@ -99,7 +121,8 @@ impl Postgres {
             home,
             server: None,
         };
-        let mut postgres = Self { dir: dir.to_path_buf(), seat, programs, chroot, owner, life };
+        let dir = dir.to_path_buf();
+        let mut postgres = Self { dir, seat, programs, chroot, owner, life, environment };
         postgres.create().await?;
         if let Err(error) = postgres.launch().await {
             postgres.kill().await;
@@ -116,7 +139,8 @@ impl Postgres {
         let programs = PostgresPrograms::find(chroot.as_ref()).ok()?;
         let owner = Owner::find(chroot.as_ref()).ok()?;
         let dir = dir.to_path_buf();
-        let postgres = Self { dir, seat, programs, chroot, owner, life: Life::Shared };
+        let (life, environment) = (Life::Shared, Vec::new());
+        let postgres = Self { dir, seat, programs, chroot, owner, life, environment };
         tokio::time::timeout(server::TALK, postgres.talk())
             .await
             .is_ok_and(|answer| answer.is_ok())
@@ -172,7 +196,8 @@ impl Postgres {
             .arg("-D")
             .arg(self.seat.home.join("data"))
             .arg("-p")
-            .arg(self.seat.port.to_string());
+            .arg(self.seat.port.to_string())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         for setting in [
             "listen_addresses=127.0.0.1",
             "unix_socket_directories=",
@@ -287,43 +312,6 @@ impl Postgres {
         self.kill().await;
         self.launch().await
     }
-
-    /// Creates a database, a copy of `template` where one is named (nobody may be connected to
-    /// it), and returns its URL.
-    ///
-    /// # Errors
-    /// When there is one of that name, or the template is in use.
-    pub async fn create_database(
-        &self,
-        name: &str,
-        template: Option<&str>,
-    ) -> anyhow::Result<String> {
-        let template =
-            template.map(|template| format!(" TEMPLATE {}", quoted(template))).unwrap_or_default();
-        self.administer(&format!("CREATE DATABASE {}{template}", quoted(name))).await?;
-        Ok(self.url_of(name))
-    }
-
-    /// Drops a database, ending its sessions; one that is not there is fine.
-    ///
-    /// # Errors
-    /// When it cannot be dropped.
-    pub async fn drop_database(&self, name: &str) -> anyhow::Result<()> {
-        self.administer(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).await
-    }
-
-    async fn administer(&self, statement: &str) -> anyhow::Result<()> {
-        let client = tokio::time::timeout(
-            server::TALK,
-            longshore_drill::database::connect(&self.admin_url()),
-        )
-        .await
-        .context("Postgres does not answer")??;
-        tokio::time::timeout(STATEMENT, client.batch_execute(statement))
-            .await
-            .with_context(|| format!("`{statement}` took longer than {STATEMENT:?}"))?
-            .with_context(|| format!("`{statement}` failed"))
-    }
 }
 
 impl Drop for Postgres {
@@ -337,8 +325,4 @@ impl Drop for Postgres {
             }
         }
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

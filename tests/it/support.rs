@@ -2,6 +2,7 @@
 //! and workers.
 
 mod broker;
+mod clock;
 pub(crate) mod document;
 mod ledger;
 mod load;
@@ -20,6 +21,7 @@ use tokio::{
 
 pub(crate) use self::{
     broker::{Broker, Publish},
+    clock::Clock,
     ledger::{Database, Row, Unreadable},
     load::{Load, address, through},
     raw_amqp::{RawAmqp, nested_header, text_header},
