@@ -72,7 +72,8 @@ impl Layers {
         file: Option<&File>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Vec<Mistake>> {
-        let defaults = Figment::from(Toml::string(DEFAULTS));
+        let built_in = Named { name: BUILT_IN.to_owned(), inner: Toml::string(DEFAULTS) };
+        let defaults = Figment::from(built_in);
         let mut figment = defaults.clone();
         if let Some(file) = file {
             let inner = Toml::string(&file.text);
@@ -332,5 +333,5 @@ fn describe(kind: &Kind, local: &[String]) -> String {
 }
 
 fn source(metadata: &Metadata) -> String {
-    if metadata.name.contains("TOML") { BUILT_IN.to_owned() } else { metadata.name.to_string() }
+    metadata.name.to_string()
 }

@@ -17,8 +17,8 @@ use crate::{
 
 /// How deep the JSON of headers may nest: as deep as they are followed, and what stands for bytes.
 const DEEPEST: usize = 66;
-/// Bytes of JSON for each byte of headers, at most: a control character becomes `\u0000`.
-const SWELL: usize = 8;
+/// Bytes of JSON for each byte of headers, at most: what says that something is nested too deep.
+const SWELL: usize = 20;
 
 /// Panics where a law is broken.
 pub fn hold(input: &[u8]) {
