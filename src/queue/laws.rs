@@ -106,7 +106,7 @@ fn same(one: &Value, other: &Value) -> bool {
 fn from_the_line(hex: &[u8]) -> Option<BasicProperties> {
     let digits = hex.iter().filter_map(|byte| char::from(*byte).to_digit(16));
     let digits: Vec<u8> = digits.filter_map(|digit| u8::try_from(digit).ok()).collect();
-    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| (pair[0] << 4) | pair[1]).collect();
     let length = u32::try_from(bytes.len()).ok()?.to_be_bytes();
     let table = [&length, bytes.as_slice()].concat();
     let (_, headers) = lapin::types::parsing::parse_field_table(table.as_slice()).ok()?;
