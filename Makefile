@@ -2,15 +2,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test check bench bench-day recovery drill
+.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery drill
 
 TOOLS := $(CURDIR)/target/tools
 # The one that is installed, or one of our own.
 DENY  := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
+FUZZ  := $(or $(shell command -v cargo-fuzz),$(TOOLS)/bin/cargo-fuzz)
 DEV   := cargo run --quiet --locked -p longshore-dev --
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: RabbitMQ, Postgres (as root; otherwise say what to install)
 	@dev/setup.sh
@@ -31,10 +32,24 @@ test: ## Run all tests against a real RabbitMQ and Postgres (they stay up for th
 
 check: $(DENY) ## Formatting, lints, documentation, dependencies: all without a warning
 	cargo fmt --all -- --check
+	cargo fmt --manifest-path fuzz/Cargo.toml -- --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --workspace --all-targets --features longshore/fail-points -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 	$(DENY) --locked check bans licenses sources
+
+check-nightly: check fuzz ## The same, and a bounded look for input that breaks something (nightly Rust)
+
+# What is found is left in fuzz/artifacts: keep it in fuzz/corpus once it is mended, where `make test`
+# finds it. No sanitizer: no code of ours is unsafe, and without one it is several times as fast.
+fuzz: $(FUZZ) ## Look for input that breaks a law of src/*/laws.rs, so long a target: FUZZ_SECONDS=60
+	@for target in envelope headers settings admin; do \
+	  found="$(CURDIR)/target/fuzz/found/$$target"; mkdir -p "$$found"; \
+	  RUSTUP_TOOLCHAIN=nightly $(FUZZ) fuzz run --sanitizer none --target-dir "$(CURDIR)/target/fuzz" \
+	    "$$target" "$$found" "$(CURDIR)/fuzz/corpus/$$target" -- \
+	    -dict="$(CURDIR)/fuzz/dictionaries/$$target" -max_total_time=$(or $(FUZZ_SECONDS),60) \
+	    -max_len=8192 -timeout=30 -rss_limit_mb=1024 -print_final_stats=1; \
+	done
 
 bench: setup ## Measure speed, ages and costs on this machine (ARGS=--quick for a look only)
 	cargo build --release --locked --workspace --bins
@@ -55,3 +70,6 @@ drill: setup ## Prove under faults that nothing is lost and nothing done twice (
 # Takes some minutes, once a checkout. A debug build: it is used for seconds and built for minutes.
 $(TOOLS)/bin/cargo-deny:
 	cargo install --locked --debug --root $(TOOLS) cargo-deny
+
+$(TOOLS)/bin/cargo-fuzz:
+	cargo install --locked --debug --root $(TOOLS) cargo-fuzz

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes a fresh machine ready: `dev/setup.sh` for what the demo and the tests need,
-# `dev/setup.sh clients` also for the clients in other languages. One line for each thing, found
-# or installed. Runs again at no cost.
+# Makes a fresh machine ready: `dev/setup.sh` for what the demo and most tests need,
+# `dev/setup.sh clients` for all of them: clients in other languages, a clock to be stepped. One
+# line for each thing, found or installed. Runs again at no cost.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,6 +40,9 @@ find_postgres() {
   )
   return 1
 }
+find_faketime() {
+  { ls -d /usr{,/local}/lib{,64}{,/*}/faketime/libfaketimeMT.so.1 2>/dev/null || true; } | grep -m 1 .
+}
 find_venv() { python3 -c 'import ensurepip, venv' 2>/dev/null && command -v python3; }
 
 # need NAME FINDER [ARGUMENT] -- PACKAGES…: finds it, installs it, or says what to install.
@@ -75,6 +78,7 @@ need rabbitmq-server find_rabbitmq -- rabbitmq-server
 need postgresql find_postgres -- postgresql
 
 if [ "${1:-}" = clients ]; then
+  need libfaketime find_faketime -- libfaketime
   tools=$PWD/target/dev
   mkdir -p "$tools"
 

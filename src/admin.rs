@@ -3,6 +3,9 @@
 //! It has a thread and a runtime of its own, so that it answers while every worker is busy, and it
 //! is stopped last, so that a drain can be watched to its end. The only room that knows axum.
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod laws;
 mod pulse;
 mod routes;
 mod server;

@@ -4,6 +4,9 @@
 //! `config/longshore.toml` is documentation and default in one; it is embedded in the binary. Over
 //! it go a file, `AMQP_URL` and `DATABASE_URL`, and variables `LONGSHORE__SECTION__KEY`.
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod laws;
 mod layers;
 mod rules;
 
@@ -85,6 +88,15 @@ impl Config {
     /// [`Mistakes`], all of them.
     pub fn load_with_steps(
         file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        in_rust: &[&str],
+    ) -> Result<Self, Mistakes> {
+        let file = file.map(layers::File::read).transpose().map_err(Mistakes)?;
+        Self::of(file.as_ref(), environment, in_rust)
+    }
+
+    fn of(
+        file: Option<&layers::File>,
         environment: impl IntoIterator<Item = (String, String)>,
         in_rust: &[&str],
     ) -> Result<Self, Mistakes> {

@@ -14,6 +14,7 @@
 //! ── words
 //! request      the contract    outcome  what became of it    retry  pause  stop
 //! fail         where tests end the process; not compiled otherwise
+//! laws         what must hold whatever comes in: for tests and fuzz targets, not compiled otherwise
 //! ```
 //!
 //! Knowledge points downwards only; `tests/rooms.rs` keeps it so.
@@ -45,6 +46,8 @@ mod fail;
 mod handler;
 mod house;
 pub mod kind;
+#[cfg(any(test, fuzzing))]
+mod laws;
 pub mod ledger;
 pub mod outcome;
 pub mod pause;

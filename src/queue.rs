@@ -20,6 +20,9 @@ mod delivery;
 mod endpoint;
 mod epoch;
 mod hatch;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod laws;
 mod link;
 mod monitor;
 mod publisher;

@@ -5,6 +5,9 @@
 //! so that what is refused locally and what is refused by the worker cannot differ.
 
 mod envelope;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod laws;
 mod properties;
 
 use std::{fmt, time::Duration};

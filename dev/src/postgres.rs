@@ -39,6 +39,15 @@ struct Seat {
     server: Option<Process>,
 }
 
+/// What a server has beside what every server of ours has.
+#[derive(Debug, Clone, Default)]
+struct Extras {
+    /// `name=value`, as `postgres -c` takes them.
+    settings: Vec<String>,
+    /// Variables for the server beside its own few.
+    environment: Vec<(String, String)>,
+}
+
 /// A private server. Dropped, it is stopped (unless it is shared); its folder stays, save for a
 /// part that had to lie outside of it.
 #[derive(Debug)]
@@ -49,8 +58,7 @@ pub struct Postgres {
     chroot: Option<Chroot>,
     owner: Option<Owner>,
     life: Life,
-    /// `name=value`, beside those that every server of ours has.
-    settings: Vec<String>,
+    extras: Extras,
 }
 
 impl Postgres {
@@ -61,7 +69,20 @@ impl Postgres {
     /// # Errors
     /// When Postgres is not installed, or when it does not start: with the end of its log.
     pub async fn start(dir: impl AsRef<Path>) -> anyhow::Result<Self> {
-        Self::start_for(dir.as_ref(), Life::Private, &[]).await
+        Self::start_with(dir, Vec::new()).await
+    }
+
+    /// The same with further variables in the server's environment, which a checkout's usual
+    /// servers have none of.
+    ///
+    /// # Errors
+    /// As [`Postgres::start`].
+    pub async fn start_with(
+        dir: impl AsRef<Path>,
+        environment: Vec<(String, String)>,
+    ) -> anyhow::Result<Self> {
+        let extras = Extras { environment, ..Extras::default() };
+        Self::open(dir.as_ref(), Life::Private, extras).await
     }
 
     /// The same; `settings` are its own, each as `name=value`.
@@ -70,7 +91,11 @@ impl Postgres {
         life: Life,
         settings: &[&str],
     ) -> anyhow::Result<Self> {
-        let settings: Vec<String> = settings.iter().map(|set| (*set).to_owned()).collect();
+        let settings = settings.iter().map(|set| (*set).to_owned()).collect();
+        Self::open(dir, life, Extras { settings, ..Extras::default() }).await
+    }
+
+    async fn open(dir: &Path, life: Life, extras: Extras) -> anyhow::Result<Self> {
         let chroot = Chroot::chosen()?;
         let programs = PostgresPrograms::find(chroot.as_ref())?;
         let owner = Owner::find(chroot.as_ref())?;
@@ -88,7 +113,7 @@ impl Postgres {
                 chroot: chroot.clone(),
                 owner,
                 life,
-                settings: settings.clone(),
+                extras: extras.clone(),
             };
             if postgres.launch().await.is_ok() {
                 return Ok(postgres);
@@ -107,8 +132,8 @@ impl Postgres {
             home,
             server: None,
         };
-        let mut postgres =
-            Self { dir: dir.to_path_buf(), seat, programs, chroot, owner, life, settings };
+        let dir = dir.to_path_buf();
+        let mut postgres = Self { dir, seat, programs, chroot, owner, life, extras };
         postgres.create().await?;
         if let Err(error) = postgres.launch().await {
             postgres.kill().await;
@@ -125,8 +150,8 @@ impl Postgres {
         let programs = PostgresPrograms::find(chroot.as_ref()).ok()?;
         let owner = Owner::find(chroot.as_ref()).ok()?;
         let dir = dir.to_path_buf();
-        let (life, settings) = (Life::Shared, Vec::new());
-        let postgres = Self { dir, seat, programs, chroot, owner, life, settings };
+        let (life, extras) = (Life::Shared, Extras::default());
+        let postgres = Self { dir, seat, programs, chroot, owner, life, extras };
         tokio::time::timeout(server::TALK, postgres.talk())
             .await
             .is_ok_and(|answer| answer.is_ok())
@@ -182,7 +207,8 @@ impl Postgres {
             .arg("-D")
             .arg(self.seat.home.join("data"))
             .arg("-p")
-            .arg(self.seat.port.to_string());
+            .arg(self.seat.port.to_string())
+            .envs(self.extras.environment.iter().map(|(name, value)| (name, value)));
         for setting in [
             "listen_addresses=127.0.0.1",
             "unix_socket_directories=",
@@ -193,7 +219,7 @@ impl Postgres {
         ] {
             command.args(["-c", setting]);
         }
-        for setting in &self.settings {
+        for setting in &self.extras.settings {
             command.args(["-c", setting.as_str()]);
         }
         let process = server::spawn(command, &self.log(), self.life)?;

@@ -22,6 +22,9 @@ use crate::telemetry::Recorder;
 /// How long an answer may take to come about.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
+/// Characters of a path that nobody knows, in the answer that says so.
+const SHOWN: usize = 200;
+
 /// <https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>
 const PROMETHEUS_TEXT: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -56,7 +59,8 @@ pub(super) fn router(recorder: Recorder, health: Arc<dyn Health>, pulse: Arc<Pul
 fn guarded(routes: Router, answer_within: Duration) -> Router {
     routes
         .fallback(async |uri: Uri| {
-            error(StatusCode::NOT_FOUND, &format!("no route {}; GET / lists them", uri.path()))
+            let path: String = uri.path().chars().take(SHOWN).collect();
+            error(StatusCode::NOT_FOUND, &format!("no route {path}; GET / lists them"))
         })
         .method_not_allowed_fallback(async || {
             error(StatusCode::METHOD_NOT_ALLOWED, "this route answers GET and HEAD only")

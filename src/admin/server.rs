@@ -9,6 +9,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{sleep, timeout},
@@ -49,7 +50,11 @@ pub(super) async fn serve(
             biased;
             within = &mut stop => break within.unwrap_or_default(),
             (socket, slot) = next(&listener, &slots) => {
-                connections.spawn(connection(socket, slot, router.clone(), limits.clone(), ending.clone()));
+                let connection = connection(socket, router.clone(), limits.clone(), ending.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(slot);
+                });
             }
         }
     };
@@ -66,7 +71,12 @@ async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, Own
     let slot = slots.clone().acquire_owned().await.expect("nobody closes this semaphore");
     loop {
         match listener.accept().await {
-            Ok((socket, _)) => return (socket, slot),
+            Ok((socket, _)) => {
+                // Answers are small and end with their last write: waiting to fill a packet only
+                // delays them.
+                let _delayed = socket.set_nodelay(true).is_err();
+                return (socket, slot);
+            }
             Err(error) => {
                 warn!(
                     event = "admin.accept_failed",
@@ -80,15 +90,12 @@ async fn next(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, Own
 }
 
 /// Serves one connection. How it ends is the client's affair, hence not logged.
-async fn connection(
-    socket: TcpStream,
-    _slot: OwnedSemaphorePermit,
+pub(super) async fn connection(
+    socket: impl AsyncRead + AsyncWrite,
     router: Router,
     limits: Limits,
     ending: CancellationToken,
 ) {
-    // Answers are small and end with their last write: waiting to fill a packet only delays them.
-    let _delayed = socket.set_nodelay(true).is_err();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // hyper counts from the end of the last answer, so its own timeout is only the outer

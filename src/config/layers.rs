@@ -30,6 +30,31 @@ const BUILT_IN: &str = "the built-in defaults";
 /// The keys whose values are never shown.
 const SECRET: [&str; 3] = ["url", "password", "headers"];
 
+/// A file of settings.
+pub(super) struct File {
+    /// How mistakes name it.
+    pub(super) name: String,
+    pub(super) text: String,
+}
+
+impl File {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// The one mistake that it cannot be read.
+    pub(super) fn read(path: &Path) -> Result<Self, Vec<Mistake>> {
+        let name = format!("file {}", path.display());
+        match fs::read_to_string(path) {
+            Ok(text) => Ok(Self { name, text }),
+            Err(error) => Err(vec![Mistake {
+                key: "--config".to_owned(),
+                source: name,
+                text: format!("cannot be read: {error}"),
+            }]),
+        }
+    }
+}
+
 /// The merged settings and the mistakes found so far.
 pub(super) struct Layers {
     figment: Figment,
@@ -44,18 +69,15 @@ impl Layers {
     /// # Errors
     /// What cannot be read at all; then there is nothing to check.
     pub(super) fn read(
-        file: Option<&Path>,
+        file: Option<&File>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Vec<Mistake>> {
-        let defaults = Figment::from(Toml::string(DEFAULTS));
+        let built_in = Named { name: BUILT_IN.to_owned(), inner: Toml::string(DEFAULTS) };
+        let defaults = Figment::from(built_in);
         let mut figment = defaults.clone();
-        if let Some(path) = file {
-            let text = fs::read_to_string(path)
-                .map_err(|error| vec![unreadable(path, &error.to_string())])?;
-            figment = figment.merge(Named {
-                name: format!("file {}", path.display()),
-                inner: Toml::string(&text),
-            });
+        if let Some(file) = file {
+            let inner = Toml::string(&file.text);
+            figment = figment.merge(Named { name: file.name.clone(), inner });
         }
         let mut environment: Vec<(String, String)> = environment.into_iter().collect();
         environment.sort();
@@ -311,13 +333,5 @@ fn describe(kind: &Kind, local: &[String]) -> String {
 }
 
 fn source(metadata: &Metadata) -> String {
-    if metadata.name.contains("TOML") { BUILT_IN.to_owned() } else { metadata.name.to_string() }
-}
-
-fn unreadable(path: &Path, error: &str) -> Mistake {
-    Mistake {
-        key: "--config".to_owned(),
-        source: format!("file {}", path.display()),
-        text: format!("cannot be read: {error}"),
-    }
+    metadata.name.to_string()
 }

@@ -340,4 +340,9 @@ fn a_file_that_cannot_be_read_or_parsed_is_named() {
     assert!(missing.to_string().contains("file /nowhere/longshore.toml"), "{missing}");
     let broken = Given::file("[worker\nconcurrency = 8").load().unwrap_err().to_string();
     assert!(broken.contains("longshore.toml"), "{broken}");
+    // Whatever a file is called, it is not taken for the defaults.
+    let given = Given::file("");
+    let path = given.beside("LONGSHORE.TOML", "[queue]\ncolour = 1");
+    let told = Config::load(Some(&path), []).unwrap_err().to_string();
+    assert!(told.contains("LONGSHORE.TOML"), "{told}");
 }

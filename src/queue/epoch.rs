@@ -30,6 +30,10 @@ const PROOF: Duration = Duration::from_secs(5);
 /// What is given up is closed politely only for so long.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long a refused acknowledgement is kept back as the reason for an end: what closed the channel
+/// says why, and is told by lapin a moment after the channel refuses.
+const LAST_WORD: Duration = Duration::from_millis(250);
+
 pub(super) use pump::End;
 
 /// One connection, its channel, and the desk of its deliveries.
@@ -68,12 +72,19 @@ impl Epoch {
         let events = Box::pin(link.connection.events_listener());
         let desk = Desk::new(number, shared.lost.clone());
         let settings = &shared.settings;
-        let settler = tokio::spawn(settler::run(
+        let settling = settler::run(
             desk.clone(),
             channel.clone(),
             settings.gap_timeout,
             settings.operation_timeout,
-        ));
+        );
+        let settler = tokio::spawn(async move {
+            let ended = settling.await;
+            if ended.is_err() {
+                tokio::time::sleep(LAST_WORD).await;
+            }
+            ended
+        });
         let aborter = AbortOnDrop(settler.abort_handle());
         Ok(Self {
             link,

@@ -53,8 +53,13 @@ pub(super) fn read(body: &[u8]) -> Result<Fields<'_>, (ErrorCode, String)> {
         Err(error) if error.is_data() => {
             // Valid JSON of another shape (`[]`, `"text"`), or broken further on?
             return Err(match serde_json::from_str::<IgnoredAny>(text) {
+                // Not in the words of the error, which has the whole text in it.
                 Ok(_) => {
-                    (ErrorCode::InvalidEnvelope, format!("body must be a JSON object: {error}"))
+                    let what = match text.trim_start() {
+                        text if text.starts_with('"') => "a string".to_owned(),
+                        text => describe(text),
+                    };
+                    (ErrorCode::InvalidEnvelope, format!("body must be a JSON object, not {what}"))
                 }
                 Err(broken) => (ErrorCode::MalformedJson, format!("body is not JSON: {broken}")),
             });
@@ -111,7 +116,7 @@ impl<'de> Visitor<'de> for EnvelopeVisitor {
                 }
             };
             // Which of two would a producer mean? Nobody can tell, so neither is taken.
-            if slot.replace(map.next_value()?).is_some() {
+            if slot.replace(map.next_value()?).is_some() && !raw.repeated.contains(&name) {
                 raw.repeated.push(name);
             }
         }

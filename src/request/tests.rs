@@ -73,6 +73,17 @@ fn what_is_no_json_is_told_from_json_of_another_shape() {
 }
 
 #[test]
+fn a_refusal_does_not_repeat_what_was_sent() {
+    let (_, reason) = refused(&format!("\"{}\"", "secret".repeat(100_000)));
+    assert_eq!(reason, "body must be a JSON object, not a string");
+    assert_eq!(refused("[\"secret\"]").1, "body must be a JSON object, not an array");
+
+    let twice = r#""user_id":"1","#.repeat(10_000);
+    let (_, reason) = refused(&format!(r#"{{{twice}"request_id":"r","kind":"k"}}"#));
+    assert_eq!(reason, "user_id is given twice");
+}
+
+#[test]
 fn nesting_is_bounded_and_brackets_in_strings_do_not_nest() {
     let nested = |levels: usize| {
         let payload = "[".repeat(levels) + &"]".repeat(levels);

@@ -94,3 +94,45 @@ async fn a_worker_that_lost_its_line_is_fenced_off_when_another_has_taken_over()
     .await;
     place.broker.until_empty().await;
 }
+
+#[tokio::test]
+async fn a_worker_that_is_frozen_past_its_heartbeat_wakes_up_fenced_off() {
+    let mut place = Place::new("frozen").await;
+    place.set_value("QUEUE__HEARTBEAT", "1s");
+    place.set_value("DEFAULTS__KIND__TIMEOUT", "10s").patient_dependencies("5s");
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 500 });
+    let mut frozen = place.worker().await;
+    let mut load = Load::default();
+    place.publish_load(&mut load, 400, 4).await;
+    // In the middle of everything: calls under way, commits under way, more in the prefetch.
+    place.stub.until_arrivals("geocoder", 8).await;
+    frozen.signal("STOP");
+    // The broker gives it up after two heartbeats, and another one does all of it.
+    let other = place.worker().await;
+    place.until_accounted(&load).await;
+    assert!(other.metric("longshore_takeovers_total").await.unwrap_or_default() >= 1.0);
+    let took_effect = place.database.number("select sum(version)::bigint from app.users").await;
+    frozen.signal("CONT");
+    // It wakes up with answers to its calls and with commits that it believes to be its own.
+    let lost = frozen.until_event("queue.disconnected").await;
+    assert_eq!(lost["cause"], "lost", "{lost}");
+    until("it consumes again", async || {
+        let (status, body) = frozen.get("/health/ready").await?;
+        (status == 200 && body.contains("consuming")).then_some(())
+    })
+    .await;
+    until("what it held has met its fence", async || {
+        let fenced = frozen.metric("longshore_fenced_total").await?;
+        (fenced >= 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(
+        place.database.number("select sum(version)::bigint from app.users").await,
+        took_effect,
+        "the one that woke up has changed something"
+    );
+    place.publish_load(&mut load, 100, 4).await;
+    place.until_accounted(&load).await;
+    place.assert_no_attempt_was_burnt().await;
+    assert_eq!(frozen.drain().await.0, Some(0));
+}

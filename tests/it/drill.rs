@@ -98,6 +98,27 @@ async fn a_small_drill_passes_with_every_fault_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn two_workers_and_five_on_one_queue_are_killed_in_turn_and_lose_nothing() {
+    let place = Place::new("drill_fleet").await;
+    for workers in ["2", "5"] {
+        let json = tempfile::NamedTempFile::new().unwrap();
+        let path = json.path().to_str().unwrap();
+        let of = ["--requests", "2000", "--kills", "5", "--cuts", "0", "--workers", workers];
+        let drill = Drill::start(&place, &[&of[..], &["--seed", "2", "--json", path]].concat());
+        let (code, said) = drill.end().await;
+        assert_eq!(code, Some(0), "{workers} workers: {said}");
+        let report: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(
+            (&report["passed"], &report["requests_confirmed"]),
+            (&true.into(), &2_000.into())
+        );
+        let count = |field: &str| report["faults"][field].as_u64().unwrap();
+        assert_eq!((count("sigkill"), count("sigterm"), count("sigstop")), (2, 2, 1), "{said}");
+        nothing_is_left(&place, &name_in(&said)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_drill_finds_what_is_lost_and_what_is_done_twice_and_tells_its_story() {
     let place = Place::new("drill_broken").await;
     // At a rate, so that there is time to break something.

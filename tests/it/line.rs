@@ -1,7 +1,10 @@
 //! A bad line to the broker: deaf in one ear, slow, cut in the middle of a word. The work is done
 //! once, and nobody is charged for the line.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use longshore_dev::{
     proxy::{Direction, Proxy},
@@ -9,7 +12,7 @@ use longshore_dev::{
 };
 use serde_json::Value;
 
-use crate::support::{Load, Place, Worker, address, through, until};
+use crate::support::{Echo, Load, Place, Worker, address, by_way_of, through, until};
 
 /// A place whose worker reaches the broker by way of a proxy.
 async fn behind_a_line(test: &str, heartbeat: &str) -> (Place, Proxy, Worker) {
@@ -129,5 +132,32 @@ async fn a_line_that_is_reset_in_the_middle_of_a_frame_changes_no_account() {
         until("the line is cut", async || (line.counters().cut > before).then_some(())).await;
     }
     assert!(line.counters().cut >= 20);
+    nothing_was_harmed(&place, &load, worker).await;
+}
+
+#[tokio::test]
+async fn a_channel_closed_over_an_unknown_tag_under_load_changes_no_account() {
+    let mut place = Place::new("unknown_tag").await;
+    place.patient_dependencies("5s");
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 50 });
+    let line = Echo::start(address(&place.broker.url)).await;
+    let far = by_way_of(&place.broker.url, line.addr);
+    let worker = place.worker_with(&[("AMQP_URL", &far)]).await;
+    let mut load = Load::default();
+    for time in 1..=5 {
+        place.publish_load(&mut load, 200, 4).await;
+        worker.until_done(400 * (time - 1) + 50).await;
+        line.once_more();
+        // However quick the worker was, there is more to be acknowledged.
+        place.publish_load(&mut load, 200, 4).await;
+        let closed = Cell::new(0);
+        let of_this_time = |line: &Value| {
+            let error = line["error"].as_str().unwrap_or_default();
+            let tells = line["event"] == "queue.disconnected";
+            closed.set(closed.get() + usize::from(tells && error.contains("unknown delivery tag")));
+            closed.get() == time
+        };
+        worker.until_line("tells why the channel was closed", of_this_time).await;
+    }
     nothing_was_harmed(&place, &load, worker).await;
 }

@@ -12,6 +12,7 @@ mod bad_message;
 mod cli;
 mod cli_publish;
 mod clients;
+mod clock;
 mod crash;
 mod documents;
 mod drill;

@@ -2,7 +2,9 @@
 //! and workers.
 
 mod broker;
+mod clock;
 pub(crate) mod document;
+mod echo;
 mod ledger;
 mod load;
 mod raw_amqp;
@@ -20,8 +22,10 @@ use tokio::{
 
 pub(crate) use self::{
     broker::{Broker, Publish},
+    clock::Clock,
+    echo::Echo,
     ledger::{Database, Row, Unreadable},
-    load::{Load, address, through},
+    load::{Load, address, by_way_of, through},
     raw_amqp::{RawAmqp, nested_header, text_header},
     verdict::{envelope, request},
     worker::Worker,

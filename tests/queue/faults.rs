@@ -99,6 +99,52 @@ async fn a_channel_that_the_broker_closes_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_that_the_broker_gets_twice_costs_a_connection_and_nothing_else() {
+    let proxy = Proxy::start().await;
+    let mut room = Room::open(Settings {
+        url: proxy.url().await.into(),
+        // Acknowledged one by one, as soon as may be.
+        gap_timeout: Duration::from_millis(1),
+        ..settings("twice").await
+    })
+    .await;
+    let bodies: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+    room.publish(&bodies.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut held = Vec::new();
+    while held.len() < bodies.len() {
+        held.push(room.next().await);
+    }
+    let mut errors = room.queue.follow();
+    proxy.cause(Fault::AckTwice);
+    let first = held.remove(0);
+    let acknowledged = text(&first);
+    first.into_parts().1.settle(Settlement::Ack);
+    // The second one names a tag that the broker no longer knows.
+    let told = errors.wait_for(|status| {
+        status.last_error.as_ref().is_some_and(|error| error.contains("unknown delivery tag"))
+    });
+    let error =
+        timeout(PATIENCE, told).await.expect("the worker notices").unwrap().last_error.clone();
+    assert!(error.unwrap().contains("PRECONDITION_FAILED"));
+    room.until(|status| status.consuming && status.epoch > 1).await;
+    // Whatever is said about the others now is not sent: those tags are of the channel that is gone.
+    for delivery in held {
+        let (_, ticket) = delivery.into_parts();
+        assert!(!ticket.is_current());
+        ticket.settle(Settlement::Ack);
+    }
+    let mut again = std::collections::BTreeSet::new();
+    while again.len() < bodies.len() - 1 {
+        let delivery = room.next().await;
+        assert!(delivery.redelivered() && again.insert(text(&delivery)));
+        delivery.into_parts().1.settle(Settlement::Ack);
+    }
+    assert!(!again.contains(&acknowledged), "the first one was heard");
+    let closed = room.end().await;
+    assert_eq!((closed.lost, closed.unsettled, closed.clean), (19, 0, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_brings_nothing_is_given_up() {
     let proxy = Proxy::start().await;
     let mut room = Room::open(Settings {

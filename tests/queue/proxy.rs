@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     Mute,
     /// The consuming line brings word that the broker closed channel 1.
     CloseChannel,
+    /// The next acknowledgement reaches the broker twice.
+    AckTwice,
 }
 
 impl Proxy {
@@ -53,7 +55,7 @@ impl Proxy {
         let mut far = TcpStream::connect(broker).await?;
         let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
         // The name of a connection is part of its greeting.
-        let (mut publishes, mut muted) = (false, false);
+        let (mut publishes, mut muted, mut twice) = (false, false, false);
         loop {
             tokio::select! {
                 read = near.read(&mut up) => {
@@ -61,6 +63,10 @@ impl Proxy {
                     publishes |= up[..read].windows(9).any(|text| text == b"(publish)");
                     if read == 0 { return Ok(()) }
                     far.write_all(&up[..read]).await?;
+                    if twice && let Some(ack) = ack_at_the_end(&up[..read]) {
+                        twice = false;
+                        far.write_all(ack).await?;
+                    }
                 }
                 read = far.read(&mut down) => {
                     let read = read?;
@@ -75,6 +81,7 @@ impl Proxy {
                         Fault::None => {}
                         Fault::Cut => return Ok(()),
                         Fault::Mute => muted = !publishes,
+                        Fault::AckTwice => twice = true,
                         Fault::CloseChannel if publishes => {}
                         Fault::CloseChannel => {
                             let close = [&[1, 150][..], b"\x05TIMED", &[0, 0, 0, 0]];
@@ -93,4 +100,12 @@ impl Proxy {
     pub(crate) fn cause(&self, fault: Fault) {
         self.fault.send_replace(fault);
     }
+}
+
+/// The whole frame of a `basic.ack` on channel 1 that these bytes end with: AMQP 0-9-1 §4.2.3 and
+/// §1.8.3.13 (its tag, and whether it means all before it).
+fn ack_at_the_end(bytes: &[u8]) -> Option<&[u8]> {
+    let frame = bytes.last_chunk::<21>()?;
+    let begins = frame.starts_with(&[1, 0, 1, 0, 0, 0, 13, 0, 60, 0, 80]);
+    (begins && frame.ends_with(&[0xce])).then_some(frame.as_slice())
 }

@@ -132,6 +132,12 @@ async fn what_is_not_there_is_refused_in_json() {
 }
 
 #[tokio::test]
+async fn a_long_path_is_not_sent_back_whole() {
+    let answer = get(&format!("/{}", "a".repeat(10_000))).await;
+    assert_eq!((answer.status, answer.body.len() < 300), (404, true), "{}", answer.body);
+}
+
+#[tokio::test]
 async fn a_request_with_a_body_is_refused_unread() {
     for size in ["Content-Length: 1000000000", "Transfer-Encoding: chunked"] {
         let answer = ask(routes(consuming()), &format!("GET /metrics HTTP/1.1\r\n{size}")).await;

@@ -1,6 +1,6 @@
 //! Many requests, and the account of them: what was published against what is found in the end.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use longshore_dev::proxy::Proxy;
 use serde_json::json;
@@ -79,10 +79,12 @@ impl Place {
 
     /// No request was charged more than the one attempt that did it, and none has a history.
     pub(crate) async fn assert_no_attempt_was_burnt(&self) {
-        let burnt = "select count(*) from longshore.requests where attempt <> 1";
-        let history = "select count(*) from longshore.attempts";
-        assert_eq!(self.database.number(burnt).await, 0, "requests charged more or less than once");
-        assert_eq!(self.database.number(history).await, 0, "attempts that went wrong");
+        let burnt = "select request_id || ' at attempt ' || attempt
+                       from longshore.requests where attempt <> 1";
+        let history = "select a::text from longshore.attempts a";
+        for (what, sql) in [("attempts that went wrong", history), ("charged otherwise", burnt)] {
+            assert_eq!(self.database.texts(sql).await, Vec::<String>::new(), "{what}");
+        }
     }
 
     async fn versions(&self) -> BTreeMap<String, i64> {
@@ -93,13 +95,18 @@ impl Place {
 
 /// The same URL by way of a proxy.
 pub(crate) fn through(url: &str, proxy: &Proxy) -> String {
+    by_way_of(url, proxy.addr)
+}
+
+/// The same URL at another address.
+pub(crate) fn by_way_of(url: &str, address: SocketAddr) -> String {
     let (user, place) = url.rsplit_once('@').unwrap();
     let (_, path) = place.split_once('/').unwrap();
-    format!("{user}@{}/{path}", proxy.addr)
+    format!("{user}@{address}/{path}")
 }
 
 /// Where a URL leads, for a proxy before it.
-pub(crate) fn address(url: &str) -> std::net::SocketAddr {
+pub(crate) fn address(url: &str) -> SocketAddr {
     let (_, place) = url.rsplit_once('@').unwrap();
     place.split_once('/').unwrap().0.parse().unwrap()
 }
