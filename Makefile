@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test check bench recovery drill
+.PHONY: help setup up down demo test check bench bench-day recovery drill
 
 TOOLS := $(CURDIR)/target/tools
 # The one that is installed, or one of our own.
@@ -10,7 +10,7 @@ DENY  := $(or $(shell command -v cargo-deny),$(TOOLS)/bin/cargo-deny)
 DEV   := cargo run --quiet --locked -p longshore-dev --
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing: RabbitMQ, Postgres (as root; otherwise say what to install)
 	@dev/setup.sh
@@ -36,9 +36,13 @@ check: $(DENY) ## Formatting, lints, documentation, dependencies: all without a 
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 	$(DENY) --locked check bans licenses sources
 
-bench: setup ## Measure requests a second on this machine (ARGS=--quick for a look only)
+bench: setup ## Measure speed, ages and costs on this machine (ARGS=--quick for a look only)
 	cargo build --release --locked --workspace --bins
 	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" bench $(ARGS)
+
+bench-day: setup ## Work off ten million requests in one go (ARGS="--requests 1000000" for a trial)
+	cargo build --release --locked --workspace --bins
+	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" bench-day $(ARGS)
 
 recovery: setup ## Measure how soon work goes on after RabbitMQ and Postgres have come back
 	cargo build --locked --workspace --bins

@@ -38,6 +38,8 @@ enum Command {
     Drill(drill::Options),
     /// Measure the worker's speed on servers of its own.
     Bench(bench::Options),
+    /// Work off ten million requests in one go, on servers of its own.
+    BenchDay(bench::day::Options),
     /// Measure how soon the worker goes on after its servers have come back.
     Recovery(recovery::Options),
     /// One of the ways that `bench` compares with; started by it.
@@ -105,6 +107,7 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
         }
         Command::Bench(options) => bench::run(&options).await?,
+        Command::BenchDay(options) => bench::day::run(&options).await?,
         Command::Recovery(options) => {
             if !recovery::run(&options).await?.passed() {
                 return Ok(ExitCode::FAILURE);

@@ -1,5 +1,6 @@
 //! A Postgres of our own: its port, its data, its databases.
 
+mod databases;
 mod owner;
 
 use std::{
@@ -26,8 +27,6 @@ use crate::{
 const STOP: Duration = Duration::from_secs(20);
 /// How long `Drop` waits for a private server, whose data nobody needs any more.
 const DROP: Duration = Duration::from_secs(2);
-/// How long one statement of ours may take; creating a database copies files.
-const STATEMENT: Duration = Duration::from_secs(60);
 
 /// What makes a server the same server when it is started again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -50,6 +49,8 @@ pub struct Postgres {
     chroot: Option<Chroot>,
     owner: Option<Owner>,
     life: Life,
+    /// `name=value`, beside those that every server of ours has.
+    settings: Vec<String>,
 }
 
 impl Postgres {
@@ -60,10 +61,16 @@ impl Postgres {
     /// # Errors
     /// When Postgres is not installed, or when it does not start: with the end of its log.
     pub async fn start(dir: impl AsRef<Path>) -> anyhow::Result<Self> {
-        Self::start_for(dir.as_ref(), Life::Private).await
+        Self::start_for(dir.as_ref(), Life::Private, &[]).await
     }
 
-    pub(crate) async fn start_for(dir: &Path, life: Life) -> anyhow::Result<Self> {
+    /// The same; `settings` are its own, each as `name=value`.
+    pub(crate) async fn start_for(
+        dir: &Path,
+        life: Life,
+        settings: &[&str],
+    ) -> anyhow::Result<Self> {
+        let settings: Vec<String> = settings.iter().map(|set| (*set).to_owned()).collect();
         let chroot = Chroot::chosen()?;
         let programs = PostgresPrograms::find(chroot.as_ref())?;
         let owner = Owner::find(chroot.as_ref())?;
@@ -81,6 +88,7 @@ impl Postgres {
                 chroot: chroot.clone(),
                 owner,
                 life,
+                settings: settings.clone(),
             };
             if postgres.launch().await.is_ok() {
                 return Ok(postgres);
@@ -99,7 +107,8 @@ impl Postgres {
             home,
             server: None,
         };
-        let mut postgres = Self { dir: dir.to_path_buf(), seat, programs, chroot, owner, life };
+        let mut postgres =
+            Self { dir: dir.to_path_buf(), seat, programs, chroot, owner, life, settings };
         postgres.create().await?;
         if let Err(error) = postgres.launch().await {
             postgres.kill().await;
@@ -116,7 +125,8 @@ impl Postgres {
         let programs = PostgresPrograms::find(chroot.as_ref()).ok()?;
         let owner = Owner::find(chroot.as_ref()).ok()?;
         let dir = dir.to_path_buf();
-        let postgres = Self { dir, seat, programs, chroot, owner, life: Life::Shared };
+        let (life, settings) = (Life::Shared, Vec::new());
+        let postgres = Self { dir, seat, programs, chroot, owner, life, settings };
         tokio::time::timeout(server::TALK, postgres.talk())
             .await
             .is_ok_and(|answer| answer.is_ok())
@@ -182,6 +192,9 @@ impl Postgres {
             "log_destination=stderr",
         ] {
             command.args(["-c", setting]);
+        }
+        for setting in &self.settings {
+            command.args(["-c", setting.as_str()]);
         }
         let process = server::spawn(command, &self.log(), self.life)?;
         self.seat.server = Some(process);
@@ -287,43 +300,6 @@ impl Postgres {
         self.kill().await;
         self.launch().await
     }
-
-    /// Creates a database, a copy of `template` where one is named (nobody may be connected to
-    /// it), and returns its URL.
-    ///
-    /// # Errors
-    /// When there is one of that name, or the template is in use.
-    pub async fn create_database(
-        &self,
-        name: &str,
-        template: Option<&str>,
-    ) -> anyhow::Result<String> {
-        let template =
-            template.map(|template| format!(" TEMPLATE {}", quoted(template))).unwrap_or_default();
-        self.administer(&format!("CREATE DATABASE {}{template}", quoted(name))).await?;
-        Ok(self.url_of(name))
-    }
-
-    /// Drops a database, ending its sessions; one that is not there is fine.
-    ///
-    /// # Errors
-    /// When it cannot be dropped.
-    pub async fn drop_database(&self, name: &str) -> anyhow::Result<()> {
-        self.administer(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name))).await
-    }
-
-    async fn administer(&self, statement: &str) -> anyhow::Result<()> {
-        let client = tokio::time::timeout(
-            server::TALK,
-            longshore_drill::database::connect(&self.admin_url()),
-        )
-        .await
-        .context("Postgres does not answer")??;
-        tokio::time::timeout(STATEMENT, client.batch_execute(statement))
-            .await
-            .with_context(|| format!("`{statement}` took longer than {STATEMENT:?}"))?
-            .with_context(|| format!("`{statement}` failed"))
-    }
 }
 
 impl Drop for Postgres {
@@ -337,8 +313,4 @@ impl Drop for Postgres {
             }
         }
     }
-}
-
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -58,7 +58,7 @@ impl Services {
                 let dir = postgres_dir();
                 match Postgres::running(&dir).await {
                     Some(postgres) => Ok(postgres),
-                    None => Postgres::start_for(&dir, Life::Shared).await,
+                    None => Postgres::start_for(&dir, Life::Shared, &[]).await,
                 }
             },
         )?;

@@ -28,6 +28,8 @@ struct Stat {
     parent: u32,
     /// Processor time so far, in user and in kernel mode, in clock ticks.
     worked: u64,
+    /// The same of children that have ended and were waited for.
+    reaped: u64,
     started: u64,
 }
 
@@ -39,8 +41,16 @@ fn stat(pid: u32) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let user: u64 = fields.nth(9)?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
-    let started = fields.nth(6)?.parse().ok()?;
-    Some(Stat { zombie, parent, worked: user + system, started })
+    let reaped_user: u64 = fields.next()?.parse().ok()?;
+    let reaped_system: u64 = fields.next()?.parse().ok()?;
+    let started = fields.nth(4)?.parse().ok()?;
+    let reaped = reaped_user + reaped_system;
+    Some(Stat { zombie, parent, worked: user + system, reaped, started })
+}
+
+/// Clock ticks as time.
+fn ticks(count: u64) -> Duration {
+    Duration::from_secs_f64(count as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
 impl Process {
@@ -68,8 +78,18 @@ impl Process {
     /// The processor time that all its threads have taken so far; a clock tick is 10 ms.
     pub fn worked(&self) -> Option<Duration> {
         let stat = stat(self.pid).filter(|stat| stat.started == self.started)?;
-        let seconds = stat.worked as f64 / rustix::param::clock_ticks_per_second() as f64;
-        Some(Duration::from_secs_f64(seconds))
+        Some(ticks(stat.worked))
+    }
+
+    /// [`Process::worked`], with that of all that it has started: of what has ended as well, if it
+    /// was waited for.
+    pub fn worked_with_family(&self) -> Duration {
+        let mut family = self.descendants();
+        family.push(*self);
+        let known = family
+            .iter()
+            .filter_map(|member| stat(member.pid).filter(|stat| stat.started == member.started));
+        ticks(known.map(|stat| stat.worked + stat.reaped).sum())
     }
 
     /// Its resident memory, in bytes: the second field of `/proc/PID/statm`
@@ -194,6 +214,20 @@ mod tests {
         assert_eq!(process.descendants(), [grandchild]);
         process.kill().await;
         assert!(!grandchild.is_alive());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_time_of_children_counts_when_they_have_ended_too() {
+        let (mut child, process) =
+            shell("i=0; sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'; exec sleep 600");
+        let give_up = std::time::Instant::now() + Duration::from_secs(60);
+        while stat(process.pid).unwrap().reaped == 0 {
+            assert!(std::time::Instant::now() < give_up, "the child took no time");
+            std::thread::sleep(LOOK);
+        }
+        assert!(process.worked_with_family() > process.worked().unwrap());
+        child.kill().unwrap();
         child.wait().unwrap();
     }
 

@@ -6,17 +6,27 @@ use anyhow::{Context as _, bail};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
-use super::load::Publisher;
+use super::{load::Publisher, way};
 use crate::{
     place::{self, Private},
     postgres::Postgres,
     rabbit::Rabbit,
+    server::Life,
     worker::{Settings, Worker},
 };
 
 const DATABASE: &str = "longshore_bench";
 /// What every run's database is a copy of.
 const TEMPLATE: &str = "longshore_bench_empty";
+/// What is set for Postgres, the same for every way. Checkpoints come by time, not in the middle of
+/// each run because a gigabyte was written; fsync and `synchronous_commit` stay on.
+pub(super) const POSTGRES: [&str; 5] = [
+    "shared_buffers=2GB",
+    "wal_buffers=64MB",
+    "max_wal_size=8GB",
+    "min_wal_size=2GB",
+    "checkpoint_timeout=15min",
+];
 /// How long Postgres may take to let go of a session whose client has ended.
 const GOODBYE: Duration = Duration::from_secs(10);
 
@@ -32,7 +42,11 @@ pub(super) struct Field {
     pub(super) publisher: Publisher,
     pub(super) client: Client,
     pub(super) rabbit: Rabbit,
-    postgres: Postgres,
+    pub(super) postgres: Postgres,
+    /// How many connections the usual worker has.
+    pub(super) pool: usize,
+    /// Whether there is a kind with a function for many requests at once.
+    pub(super) knows_batches: bool,
     logs: u32,
     // The last to be dropped: the servers live in it.
     dir: Private,
@@ -46,17 +60,40 @@ pub(super) struct Found {
     pub(super) versions: i64,
 }
 
+impl Found {
+    /// What has come since.
+    pub(super) fn since(self, before: Self) -> Self {
+        Self {
+            done: self.done - before.done,
+            dead: self.dead - before.dead,
+            versions: self.versions - before.versions,
+        }
+    }
+}
+
 impl Field {
     pub(super) async fn open() -> anyhow::Result<Self> {
         let dir = Private::new("bench")?;
-        let (rabbit, postgres) = tokio::try_join!(
-            Rabbit::start(dir.path().join("rabbitmq"), "bench"),
-            Postgres::start(dir.path().join("postgres")),
-        )?;
+        let (rabbit, postgres) =
+            tokio::try_join!(Rabbit::start(dir.path().join("rabbitmq"), "bench"), async {
+                let home = dir.path().join("postgres");
+                Postgres::start_for(&home, Life::Private, &POSTGRES).await
+            },)?;
         let pg_url = postgres.create_database(TEMPLATE, None).await?;
         let example = place::checkout().join("config/user-service");
+        let read = async |path: PathBuf| {
+            let text = tokio::fs::read_to_string(&path).await;
+            text.with_context(|| format!("cannot read {}", path.display()))
+        };
+        let sql = read(example.join("service.sql")).await?;
+        let documented = read(place::checkout().join("config/longshore.toml")).await?;
+        let batch = way::batch_settings(&documented, &sql);
+        let knows_batches = batch.is_some();
+        let config = dir.path().join("bench.toml");
+        let text = read(example.join("longshore.toml")).await? + &batch.unwrap_or_default();
+        tokio::fs::write(&config, text).await?;
         let mut settings = Settings {
-            config: example.join("longshore.toml"),
+            config,
             amqp_url: rabbit.url(),
             pg_url: pg_url.clone(),
             // Nobody is there; the ways that call have a stub of their own.
@@ -65,7 +102,6 @@ impl Field {
         };
         settings.command(&["migrate"]).await?;
         let client = longshore_drill::database::connect(&pg_url).await?;
-        let sql = tokio::fs::read_to_string(example.join("service.sql")).await?;
         client.batch_execute(&sql).await.context("the example service cannot be installed")?;
         client.batch_execute(INBOX).await?;
         // The first worker declares the exchange and the queue.
@@ -74,7 +110,18 @@ impl Field {
         let publisher = Publisher::connect(&rabbit.url()).await?;
         let client = fresh(&postgres).await?;
         settings.pg_url = postgres.url_of(DATABASE);
-        Ok(Self { settings, publisher, client, rabbit, postgres, logs: 0, dir })
+        let pool = super::tune::POOLS[0];
+        Ok(Self {
+            settings,
+            publisher,
+            client,
+            rabbit,
+            postgres,
+            pool,
+            knows_batches,
+            logs: 0,
+            dir,
+        })
     }
 
     /// As if nothing had been before: an empty queue and a new database. Tables that were merely
@@ -82,7 +129,22 @@ impl Field {
     pub(super) async fn clear(&mut self) -> anyhow::Result<()> {
         self.publisher.purge().await?;
         self.client = fresh(&self.postgres).await?;
+        self.settings.pg_url = self.postgres.url_of(DATABASE);
         Ok(())
+    }
+
+    /// A database that is kept from run to run, made where there is none: true for a new one.
+    pub(super) async fn keep(&mut self, database: &str) -> anyhow::Result<bool> {
+        self.publisher.purge().await?;
+        let known = "select exists (select from pg_database where datname = $1)";
+        let new = !self.client.query_one(known, &[&database]).await?.get::<_, bool>(0);
+        if new {
+            self.postgres.create_database(database, Some(TEMPLATE)).await?;
+        }
+        self.settings.pg_url = self.postgres.url_of(database);
+        self.client = longshore_drill::database::connect(&self.settings.pg_url).await?;
+        self.client.batch_execute("checkpoint").await?;
+        Ok(new)
     }
 
     /// A log of its own for each process.
@@ -119,29 +181,42 @@ impl Field {
         let row = self
             .client
             .query_one(
-                "select count(*) filter (where state = 'done'),
-                        count(*) filter (where state = 'dead'),
-                        (select coalesce(sum(version), 0)::bigint from app.users)
-                   from longshore.requests",
+                // What a ledger was filled with is older.
+                "select (select count(*) from longshore.requests
+                          where state = 'done' and finished_at > now() - interval '12 hours'),
+                        (select count(*) from longshore.requests
+                          where state = 'dead' and finished_at > now() - interval '12 hours'),
+                        (select coalesce(sum(version), 0)::bigint from app.users)",
                 &[],
             )
             .await?;
         Ok(Found { done: row.get(0), dead: row.get(1), versions: row.get(2) })
     }
 
-    /// When the first and the last request ended, in seconds since 1970, as Postgres wrote it
-    /// beside them.
-    pub(super) async fn span(&self) -> anyhow::Result<(f64, f64)> {
+    /// When the first and the last of the requests that ended after an instant did so, in seconds
+    /// since 1970, as Postgres wrote it beside them.
+    pub(super) async fn span(&self, after: f64) -> anyhow::Result<(f64, f64)> {
         let row = self
             .client
             .query_one(
-                "select coalesce(extract(epoch from min(finished_at)), 0)::float8,
-                        coalesce(extract(epoch from max(finished_at)), 0)::float8
-                   from longshore.requests",
-                &[],
+                // By the two indexes that there are.
+                "select coalesce(extract(epoch from min(at)), 0)::float8,
+                        coalesce(extract(epoch from max(at)), 0)::float8
+                   from (select finished_at as at from longshore.requests
+                          where state = 'done' and finished_at > to_timestamp($1)
+                          union all
+                         select finished_at from longshore.requests
+                          where state = 'dead' and finished_at > to_timestamp($1)) as ended",
+                &[&after],
             )
             .await?;
         Ok((row.get(0), row.get(1)))
+    }
+
+    /// How many requests ended after this instant.
+    pub(super) async fn ended_after(&self, seconds: f64) -> anyhow::Result<i64> {
+        let count = "select count(*) from longshore.requests where finished_at > to_timestamp($1)";
+        Ok(self.client.query_one(count, &[&seconds]).await?.get(0))
     }
 }
 

@@ -3,16 +3,13 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
     options::{BasicPublishOptions, ConfirmSelectOptions, QueuePurgeOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    types::ShortString,
 };
-use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
-
-use super::way::Way;
 
 /// The size of a body, in bytes.
 pub(super) const BODY: usize = 260;
@@ -25,6 +22,32 @@ const CONFIRM: Duration = Duration::from_secs(30);
 /// The names of the contract; the broker is ours alone.
 pub(super) const QUEUE: &str = "longshore.requests";
 const EXCHANGE: &str = "longshore";
+
+/// What the requests of one measurement are like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    pub(super) kind: &'static str,
+    /// The share of them that the function refuses.
+    pub(super) refused: f64,
+    pub(super) ids: Ids,
+    pub(super) users: u32,
+    pub(super) body: usize,
+}
+
+/// In which order ids come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ids {
+    /// One after the other, as ids do that begin with the time: an index grows at its end.
+    Ordered,
+    /// By chance, other ones for each number: they lie all over the index.
+    Scattered(u64),
+}
+
+impl Load {
+    pub(super) fn of(kind: &'static str) -> Self {
+        Self { kind, refused: 0.0, ids: Ids::Ordered, users: USERS, body: BODY }
+    }
+}
 
 /// Publishes.
 pub(super) struct Publisher {
@@ -48,59 +71,110 @@ impl Publisher {
         Ok(())
     }
 
-    /// Publishes so many requests: as fast as they are confirmed, or at this rate, by the clock and
-    /// whatever becomes of them. How many of them the function will refuse.
-    pub(super) async fn publish(
+    /// Publishes so many requests as fast as they are confirmed; how many will be refused.
+    pub(super) async fn publish(&self, load: Load, requests: usize) -> anyhow::Result<usize> {
+        let mut sending = Sending::new(self, load, 0);
+        sending.publish(requests).await?;
+        sending.confirmed().await?;
+        Ok(sending.refused)
+    }
+
+    /// Publishes so many requests at this rate, by the clock and whatever becomes of them; when
+    /// each was handed to the client library, in microseconds since 1970.
+    pub(super) async fn trickle(
         &self,
-        way: Way,
+        load: Load,
         requests: usize,
-        rate: Option<f64>,
-    ) -> anyhow::Result<usize> {
-        let Some(kind) = way.kind() else { return Ok(0) };
-        // The same at every run.
-        let mut chance = fastrand::Rng::with_seed(42);
-        let mut confirming = FuturesUnordered::new();
+        rate: f64,
+    ) -> anyhow::Result<Vec<i64>> {
+        let mut sending = Sending::new(self, load, 0);
+        let mut sent = Vec::with_capacity(requests);
         let since = Instant::now();
-        let mut refused = 0;
         for number in 0..requests {
-            match rate {
-                Some(rate) => {
-                    let due = since + Duration::from_secs_f64(number as f64 / rate);
-                    sleep_until(due).await;
-                }
-                None if confirming.len() == IN_FLIGHT => confirmed(confirming.next().await)?,
-                None => {}
-            }
-            let bad = chance.f64() < way.refused();
-            refused += usize::from(bad);
-            let id = format!("bench-{number:08}");
-            let body = body(&id, kind, chance.u32(0..USERS), bad);
-            let mut headers = FieldTable::default();
-            headers.insert("published_at_ms".into(), AMQPValue::LongLongInt(now_ms()));
-            let properties = BasicProperties::default()
-                .with_delivery_mode(2)
-                .with_content_type("application/json".into())
-                .with_message_id(ShortString::from(id))
-                .with_headers(headers);
-            let options = BasicPublishOptions { mandatory: true, immediate: false };
-            let sent = self.channel.basic_publish(
-                EXCHANGE.into(),
-                kind.into(),
-                options,
-                &body,
-                properties,
-            );
-            let confirm = timeout(CONFIRM, sent).await.context("RabbitMQ takes no more")??;
-            confirming.push(async move { timeout(CONFIRM, confirm).await });
+            sleep_until(since + Duration::from_secs_f64(number as f64 / rate)).await;
+            sent.push(now_us());
+            sending.one().await?;
         }
-        while !confirming.is_empty() {
-            confirmed(confirming.next().await)?;
-        }
-        let late = rate.map(|rate| since.elapsed().as_secs_f64() / (requests as f64 / rate));
-        if let Some(late) = late.filter(|late| *late > 1.5) {
+        let late = since.elapsed().as_secs_f64() / (requests as f64 / rate);
+        if late > 1.5 {
             bail!("publishing took {late:.1} times as long as it should, the machine is too busy");
         }
-        Ok(refused)
+        sending.confirmed().await?;
+        Ok(sent)
+    }
+}
+
+/// Requests on their way to the broker.
+pub(super) struct Sending<'a> {
+    publisher: &'a Publisher,
+    load: Load,
+    confirming: FuturesUnordered<BoxFuture<'static, Confirmed>>,
+    chance: fastrand::Rng,
+    number: usize,
+    refused: usize,
+}
+
+impl<'a> Sending<'a> {
+    /// From the request of this number on.
+    pub(super) fn new(publisher: &'a Publisher, load: Load, first: usize) -> Self {
+        // The same at every run.
+        let seed = match load.ids {
+            Ids::Ordered => 42 + first as u64,
+            Ids::Scattered(seed) => seed,
+        };
+        Self {
+            publisher,
+            load,
+            confirming: FuturesUnordered::new(),
+            chance: fastrand::Rng::with_seed(seed),
+            number: first,
+            refused: 0,
+        }
+    }
+
+    /// Publishes the next ones, with a bounded number of confirmations outstanding.
+    pub(super) async fn publish(&mut self, requests: usize) -> anyhow::Result<()> {
+        for _ in 0..requests {
+            if self.confirming.len() >= IN_FLIGHT {
+                confirmed(self.confirming.next().await)?;
+            }
+            // What has been confirmed meanwhile is taken without waiting.
+            while let Some(Some(answer)) = self.confirming.next().now_or_never() {
+                confirmed(Some(answer))?;
+            }
+            self.one().await?;
+        }
+        Ok(())
+    }
+
+    async fn one(&mut self) -> anyhow::Result<()> {
+        let Load { kind, refused, ids, users, body: size } = self.load;
+        let bad = self.chance.f64() < refused;
+        self.refused += usize::from(bad);
+        let id = match ids {
+            Ids::Ordered => ordered(self.number),
+            Ids::Scattered(_) => format!("{:032x}", self.chance.u128(..)),
+        };
+        self.number += 1;
+        let body = body(&id, kind, self.chance.u32(0..users), bad, size);
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_content_type("application/json".into())
+            .with_message_id(ShortString::from(id));
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let channel = &self.publisher.channel;
+        let sent = channel.basic_publish(EXCHANGE.into(), kind.into(), options, &body, properties);
+        let confirm = timeout(CONFIRM, sent).await.context("RabbitMQ takes no more")??;
+        self.confirming.push(timeout(CONFIRM, confirm).boxed());
+        Ok(())
+    }
+
+    /// Waits until the broker has taken all of them.
+    pub(super) async fn confirmed(&mut self) -> anyhow::Result<()> {
+        while !self.confirming.is_empty() {
+            confirmed(self.confirming.next().await)?;
+        }
+        Ok(())
     }
 }
 
@@ -116,34 +190,60 @@ fn confirmed(answer: Option<Confirmed>) -> anyhow::Result<()> {
     }
 }
 
-/// Milliseconds since 1970.
-pub(super) fn now_ms() -> i64 {
+/// Microseconds since 1970.
+pub(super) fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
-/// A body of [`BODY`] bytes. The function refuses an address without an `@`.
-fn body(id: &str, kind: &str, user: u32, bad: bool) -> Vec<u8> {
+/// The id of a request, when ids come in order.
+pub(super) fn ordered(number: usize) -> String {
+    format!("bench-{number:010}")
+}
+
+/// The number in such an id.
+pub(super) fn number_in(id: &str) -> Option<usize> {
+    id.strip_prefix("bench-")?.parse().ok()
+}
+
+/// A body of `size` bytes, or as small as one can be. The function refuses an address without an
+/// `@`.
+fn body(id: &str, kind: &str, user: u32, bad: bool, size: usize) -> Vec<u8> {
     let email = if bad { "nowhere".to_owned() } else { format!("user{user}@example.com") };
-    let of = |name: &str| {
-        let payload = json!({"email": email, "locale": "en", "name": name});
-        json!({"request_id": id, "kind": kind, "user_id": user.to_string(), "payload": payload})
-            .to_string()
-            .into_bytes()
-    };
-    let rest = BODY.saturating_sub(of("").len());
-    of(&"n".repeat(rest))
+    let mut body = format!(
+        "{{\"request_id\":\"{id}\",\"kind\":\"{kind}\",\"user_id\":\"{user}\",\
+         \"payload\":{{\"email\":\"{email}\",\"locale\":\"en\",\"name\":\""
+    );
+    let end = "\"}}";
+    let rest = size.saturating_sub(body.len() + end.len()).max(1);
+    body.extend(std::iter::repeat_n('n', rest));
+    body.push_str(end);
+    body.into_bytes()
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
     use super::*;
 
     #[test]
-    fn all_bodies_have_the_same_size() {
+    fn all_bodies_are_json_of_the_same_size() {
         for (user, bad) in [(1, false), (999, false), (7, true)] {
-            assert_eq!(body("bench-00000001", "user.profile.update", user, bad).len(), BODY);
-            assert_eq!(body("bench-00000001", "user.welcome.send", user, bad).len(), BODY);
+            for kind in ["user.profile.update", "user.welcome.send"] {
+                let body = body(&ordered(1), kind, user, bad, BODY);
+                assert_eq!(body.len(), BODY);
+                let read: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                assert_eq!(read["user_id"], user.to_string());
+            }
         }
+        assert!(body(&ordered(1), "user.profile.update", 1, false, 0).ends_with(b"\"n\"}}"));
+    }
+
+    #[test]
+    fn an_ordered_id_tells_its_number() {
+        assert_eq!(number_in(&ordered(1_234_567)), Some(1_234_567));
+        assert!(ordered(9) < ordered(10) && ordered(999_999_999) < ordered(1_000_000_000));
+        assert_eq!(number_in("other-1"), None);
     }
 }

@@ -71,7 +71,7 @@ impl Machine {
             ("memory", self.memory.clone()),
             ("kernel", format!("Linux {}", self.kernel)),
             ("RabbitMQ", format!("{}, as installed, on the same machine", self.rabbit)),
-            ("Postgres", format!("{}, as installed, fsync on, on the same machine", self.postgres)),
+            ("Postgres", format!("{}, settings as told below, on the same machine", self.postgres)),
             ("compiler", format!("{}, {} build", self.rustc, self.profile)),
             (
                 "Longshore",

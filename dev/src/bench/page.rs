@@ -1,122 +1,124 @@
-//! How it is told: tables that read alike on a terminal and as Markdown.
+//! The page and its plots.
+
+use std::path::Path;
+
+use anyhow::Context as _;
 
 use super::{
-    Measured, TRICKLE, load,
-    run::Run,
-    spread::{self, Spread},
-    way::Way,
+    Measured, ages, field, fleet, load,
+    plot::{self, Lines, Series},
+    results,
+    spread::{self, Spread, grouped},
+    way::{LATENCY_MS, Way},
 };
 
-impl Measured {
-    fn runs(&self, way: Way) -> Option<&[Run]> {
-        self.runs.iter().find(|(known, _)| *known == way).map(|(_, runs)| runs.as_slice())
+/// Writes the page, and its plots into the folder of its name.
+pub(super) async fn write(measured: &Measured, path: &Path) -> anyhow::Result<()> {
+    let folder = path.with_extension("");
+    for (name, svg) in plots(measured) {
+        write_file(&folder.join(name), &svg).await?;
     }
-
-    fn spread(&self, way: Way, of: fn(&Run) -> f64) -> Option<Spread> {
-        Some(spread::of(self.runs(way)?.iter().map(of)))
-    }
-
-    /// How many times as fast one way is as another, round by round.
-    fn ratio(&self, way: Way, as_way: Way, share: f64) -> Option<Spread> {
-        let pairs = self.runs(way)?.iter().zip(self.runs(as_way)?);
-        Some(spread::of(pairs.map(|(one, other)| one.rate * share / other.rate)))
-    }
+    let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    write_file(path, &page(measured, &name)).await
 }
 
-/// What is compared: what it says, the two ways, and which share of the first counts.
-const RATIOS: [(&str, Way, Way, f64); 7] = [
-    ("`update` : `usual`", Way::Update, Way::Usual, 1.0),
-    ("`update` : `raw`", Way::Update, Way::Raw, 1.0),
-    ("`update-lines` : `update`", Way::UpdateLines, Way::Update, 1.0),
-    ("`refused1` : `update`", Way::Refused1, Way::Update, 1.0),
-    ("`refused30`, the good ones : `usual`", Way::Refused30, Way::Usual, 0.7),
-    ("`refused30` : `update`", Way::Refused30, Way::Update, 1.0),
-    ("`call` : `client`", Way::Call, Way::Client, 1.0),
-];
-
-/// The numbers alone.
-pub(super) fn tables(measured: &Measured) -> String {
-    let mut speeds = vec![
-        ["way", "requests/s", "CPU s per 1,000", "MiB", "rows a request", "WAL bytes a request"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    for (way, _) in &measured.runs {
-        let show = |of: fn(&Run) -> f64, decimals| {
-            measured.spread(*way, of).map_or_else(String::new, |spread| spread.show(decimals))
-        };
-        let stored = |text: String| {
-            if matches!(way, Way::Raw | Way::Client) { "–".to_owned() } else { text }
-        };
-        speeds.push(vec![
-            format!("`{}`", way.name()),
-            show(|run| run.rate, 0),
-            show(|run| run.cpu, 3),
-            show(|run| run.resident / f64::from(1 << 20), 0),
-            stored(show(|run| run.rows, 2)),
-            stored(show(|run| run.wal, 0)),
-        ]);
+/// Writes a file, into a folder that is made where it is not there.
+pub(super) async fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    if let Some(folder) = path.parent() {
+        tokio::fs::create_dir_all(folder).await?;
     }
-    let mut ratios = vec![vec!["compared within a round".to_owned(), "times".to_owned()]];
-    for (what, way, as_way, share) in RATIOS {
-        if let Some(ratio) = measured.ratio(way, as_way, share) {
-            ratios.push(vec![what.to_owned(), ratio.show(2)]);
-        }
-    }
-    let mut ages = vec![
-        ["way", "requests/s", "median age, ms", "99 of 100 below, ms"].map(str::to_owned).to_vec(),
-    ];
-    for (way, measured) in &measured.ages {
-        let show = |of: fn(&super::Ages) -> f64| spread::of(measured.iter().map(of)).show(0);
-        ages.push(vec![
-            format!("`{}`", way.name()),
-            show(|ages| ages.rate),
-            show(|ages| ages.p50),
-            show(|ages| ages.p99),
-        ]);
-    }
-    [speeds, ratios, ages]
-        .into_iter()
-        .filter(|rows| rows.len() > 1)
-        .map(|rows| table(&rows))
-        .collect::<Vec<_>>()
-        .join("\n")
+    tokio::fs::write(path, text).await.with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A table of Markdown whose columns also stand in line where nothing renders it. The first row is
-/// its head.
-fn table(rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
-    };
-    let columns = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..columns).filter_map(width).collect();
-    let line = |row: &[String]| {
-        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
-            if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        format!("| {} |\n", cells.collect::<Vec<_>>().join(" | "))
-    };
-    let rule: Vec<String> = widths
+const SPEED: &str = "throughput.svg";
+const AGES: &str = "ages.svg";
+const PROCESSES: &str = "processes.svg";
+const LEDGERS: &str = "ledgers.svg";
+
+fn plots(measured: &Measured) -> Vec<(&'static str, String)> {
+    let speeds: Vec<(String, Spread)> = measured
+        .runs
         .iter()
-        .enumerate()
-        .map(|(column, width)| {
-            let dashes = "-".repeat(width - 1);
-            if column == 0 { format!("-{dashes}") } else { format!("{dashes}:") }
+        .filter_map(|(way, _)| {
+            Some((way.name().to_owned(), measured.spread(*way, |run| run.rate)?))
         })
         .collect();
-    let mut text = String::new();
-    for (number, row) in rows.iter().enumerate() {
-        text += &line(row);
-        if number == 0 {
-            text += &line(&rule);
-        }
+    let ledgers: Vec<(String, Spread)> = measured
+        .ledgers
+        .iter()
+        .map(|(rows, runs)| {
+            let rows = grouped(*rows as f64, 0) + " rows";
+            (rows, spread::of(runs.iter().map(|run| run.rate)))
+        })
+        .collect();
+    let mut plots = Vec::new();
+    if !speeds.is_empty() {
+        plots.push((SPEED, plot::bars("Requests a second, by way", 0, &speeds)));
     }
-    text
+    if !measured.ages.is_empty() {
+        plots.push((AGES, waiting(measured)));
+    }
+    if !measured.processes.is_empty() {
+        plots.push((PROCESSES, processes(measured)));
+    }
+    if !ledgers.is_empty() {
+        let title = "Requests a second of `update`, by rows in the ledger";
+        plots.push((LEDGERS, plot::bars(title, 0, &ledgers)));
+    }
+    plots
+}
+
+fn waiting(measured: &Measured) -> String {
+    let line = |way: Way, name: &str, of: fn(&ages::Ages) -> f64| Series {
+        name: format!("{}, {name}", way.name()),
+        points: ages::SHARES
+            .iter()
+            .filter_map(|share| Some((share * 100.0, measured.ages(way, *share, of)?)))
+            .collect(),
+    };
+    let ways = measured.ages.iter().map(|(way, _)| *way);
+    Lines {
+        title: "From publishing to the commit, by load",
+        across: "load, % of what the way can do",
+        up: "milliseconds",
+        marks: ages::SHARES.iter().map(|it| (it * 100.0, format!("{:.0}", it * 100.0))).collect(),
+        series: ways
+            .flat_map(|way| {
+                [line(way, "median", |ages| ages.p50), line(way, "p99", |ages| ages.p99)]
+            })
+            .collect(),
+        tenfold: true,
+    }
+    .draw()
+}
+
+fn processes(measured: &Measured) -> String {
+    let point = |(processes, rates): &(usize, Vec<f64>)| {
+        (*processes as f64, spread::of(rates.iter().copied()))
+    };
+    let usual = measured.spread(Way::Usual, |run| run.rate).map(|usual| Series {
+        name: "usual, one process".to_owned(),
+        points: [1, fleet::PROCESSES.into_iter().max().unwrap_or(1)]
+            .map(|at| (at as f64, usual))
+            .to_vec(),
+    });
+    let update = Series {
+        name: "update".to_owned(),
+        points: measured.processes.iter().map(point).collect(),
+    };
+    Lines {
+        title: "Requests a second, by worker processes on the same two servers",
+        across: "worker processes",
+        up: "requests/s",
+        marks: fleet::PROCESSES.iter().map(|it| (*it as f64, it.to_string())).collect(),
+        series: std::iter::once(update).chain(usual).collect(),
+        tenfold: false,
+    }
+    .draw()
 }
 
 /// The whole page.
-pub(super) fn page(measured: &Measured) -> String {
+fn page(measured: &Measured, folder: &str) -> String {
     let facts: String =
         measured.machine.facts().iter().map(|(name, fact)| format!("- {name}: {fact}\n")).collect();
     let ways: String = measured
@@ -124,59 +126,120 @@ pub(super) fn page(measured: &Measured) -> String {
         .iter()
         .map(|(way, _)| format!("- `{}`: {}\n", way.name(), way.does()))
         .collect();
-    let (size, trickle) = (measured.size, TRICKLE * 100.0);
+    let tried: Vec<String> = measured
+        .tuned
+        .iter()
+        .map(|(pool, rate)| format!("{pool}: {}/s", grouped(*rate, 0)))
+        .collect();
+    let size = &measured.size;
     format!(
         "\
 # Benchmarks
 
 Written by `make bench`. The numbers are those of one run on one machine with the broker, the
 database and the load on its cores as well; only what is compared within the run says something
-about another machine.
+about another machine. Ten million requests in one go: [benchmarks-day.md](benchmarks-day.md).
 
 {facts}
-Command: `make bench ARGS=\"--rounds {rounds} --requests {requests}\"`
+Command: `{command}`, {minutes:.0} minutes without the build. `ARGS=--quick` is for a look,
+`ARGS=\"--only PART,…\"` for some parts, `ARGS=--help` for the rest.
+
+## What is asked
+
+Medians of {rounds} rounds, and in brackets the least and the most; ratios are taken round by round.
+
+{verdicts}
+## Throughput
+
+{speeds}
+![Requests a second, by way]({folder}/{SPEED})
+
+{ratios}
+{costs}
+## Ages
+
+{waiting}
+![From publishing to the commit, by load]({folder}/{AGES})
+
+## More processes
+
+{processes}
+![Requests a second, by worker processes]({folder}/{PROCESSES})
+
+## Larger ledgers
+
+{ledgers}
+![Requests a second, by rows in the ledger]({folder}/{LEDGERS})
 
 ## What is measured
 
 {ways}
-Each of {rounds} rounds measures all of them in turn, each from an empty queue and a new database:
-{requests} persistent requests of {body} bytes about {users} users are published to the quorum queue
-and confirmed, and a new process is started on them. (`client` has no queue and makes as many calls.)
-The clock runs from the first request that is done to the last, so a start does not count. Processor
-time is that of the worker's process in the same span, memory its resident set at the end. Rows are
-those inserted, updated and deleted, with those that were undone; WAL bytes are what Postgres wrote to
-its log. After each run the ledger is checked: a run in which a request was lost or applied twice is
-an error, not a number.
+**Throughput.** Each round measures all of them in turn, each from an empty queue and a new database:
+{requests} persistent requests ({most} for {fast}) of {body} bytes about {users} users are published
+to the quorum queue and confirmed, and a new process is started on them. (`client` has no queue and
+makes as many calls.) The clock runs from the first request that is done to the last, so a start does
+not count. After each run the ledger is checked: a run in which a request was lost, applied twice or
+called for twice is an error, not a number.
 
-Ages are from publishing to knowing of the commit, in whole milliseconds, while requests come in by
-the clock at {trickle:.0} % of the speed that was measured before, for {seconds} s in each round after a second
-that does not count.
+**Costs.** The worker's processor time is that of its process in the same span, memory its resident
+set at the end. RabbitMQ's and Postgres' are those of all their processes from the worker's start to
+its last request; the stub's is that of its whole life. Rows are those inserted, updated and deleted,
+with those that were undone; WAL bytes are what Postgres wrote to its log, checkpoints included.
 
-## Results
+**The usual worker** has the pool that serves it best here, of those tried before the first round
+({tried}): {pool} connections. **The stub** is one thread that answers `POST` after {latency} ms and
+remembers nothing; its processor time is taken from the same cores in `client` and `call`.
 
-Medians of {rounds} rounds, and in brackets the least and the most.
+**Ages** are from just before a request is handed to the client library for publishing to the line
+that a worker writes once Postgres has answered its commit (both clocks are this machine's, in
+microseconds): broker, line, batch, function and fsync are in it. Requests come in by the clock for
+{seconds} s after a second that does not count, at shares of what the way can do while as many are
+published and each writes its line: {capacities}.
 
-{tables}",
+**Processes** are workers of default settings that are started together on {many} requests; the clock
+runs from when the last of them is ready, and what was done before does not count.
+
+**Ledgers** are filled with done requests of one to three days ago, vacuumed, and then worked on in
+turn. Ids are scattered here, so that each request finds another page of the index; elsewhere they
+come in order, as ids do that begin with the time.
+
+**Postgres** has these settings for all ways alike: {postgres}. fsync, `synchronous_commit` and
+`full_page_writes` are on.
+",
+        command = measured.command,
+        minutes = measured.minutes,
         rounds = size.rounds,
-        requests = size.requests,
+        verdicts = results::verdicts(measured),
+        speeds = results::speeds(measured),
+        ratios = results::ratios(measured),
+        costs = results::costs(measured),
+        waiting = results::waiting(measured),
+        processes = results::processes(measured),
+        ledgers = results::ledgers(measured),
+        requests = grouped(size.requests as f64, 0),
+        most = grouped(size.requests as f64 * 3.0, 0),
+        fast = fast(measured),
+        many = grouped(size.requests as f64 * 3.0, 0),
         body = load::BODY,
-        users = spread::grouped(f64::from(load::USERS), 0),
+        users = grouped(f64::from(load::USERS), 0),
+        tried = tried.join(", "),
+        pool = measured.pool,
+        latency = LATENCY_MS,
         seconds = size.trickle_secs,
-        tables = tables(measured),
+        capacities = capacities(measured),
+        postgres = field::POSTGRES.map(|set| format!("`{set}`")).join(", "),
     )
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The ways that get more requests.
+fn fast(measured: &Measured) -> String {
+    let heavy = measured.runs.iter().filter(|(way, _)| way.weight() > 1);
+    heavy.map(|(way, _)| format!("`{}`", way.name())).collect::<Vec<_>>().join(" and ")
+}
 
-    #[test]
-    fn columns_stand_in_line() {
-        let cells = |row: [&str; 2]| row.map(str::to_owned).to_vec();
-        let rows = [cells(["way", "requests/s"]), cells(["`raw`", "7 (5–9)"])];
-        assert_eq!(
-            table(&rows),
-            "| way   | requests/s |\n| ----- | ---------: |\n| `raw` |    7 (5–9) |\n"
-        );
-    }
+fn capacities(measured: &Measured) -> String {
+    let told = measured.capacities.iter().map(|(way, rates)| {
+        format!("`{}` {} requests/s", way.name(), spread::of(rates.iter().copied()).show(0))
+    });
+    told.collect::<Vec<_>>().join(", ")
 }

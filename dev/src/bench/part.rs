@@ -3,6 +3,7 @@
 
 mod client;
 mod raw;
+mod stub;
 mod usual;
 
 use std::{
@@ -23,6 +24,7 @@ use lapin::{
 use serde_json::json;
 use tokio::{
     net::TcpListener,
+    process::Command,
     signal::unix::{SignalKind, signal},
 };
 
@@ -31,21 +33,34 @@ use super::load::QUEUE;
 /// Which one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// Consume and acknowledge.
+    /// Consume and acknowledge many at a time.
     Raw,
+    /// Consume and acknowledge one by one.
+    RawSingle,
     /// One transaction a message.
     Usual,
     /// The HTTP client.
     Client,
+    /// What it calls.
+    Stub,
 }
 
 impl Part {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
+            Self::RawSingle => "raw-single",
             Self::Usual => "usual",
             Self::Client => "client",
+            Self::Stub => "stub",
         }
+    }
+
+    /// How it is started.
+    pub(super) fn command(self, requests: usize) -> anyhow::Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bench-part", self.name(), "--requests", &requests.to_string()]);
+        Ok(command)
     }
 }
 
@@ -58,9 +73,11 @@ pub async fn run(part: Part, requests: usize) -> anyhow::Result<()> {
     let tally = Arc::new(Tally::default());
     let work = async {
         match part {
-            Part::Raw => raw::work(tally).await,
+            Part::Raw => raw::work(tally, raw::TOGETHER).await,
+            Part::RawSingle => raw::work(tally, 1).await,
             Part::Usual => usual::work(tally).await,
             Part::Client => client::work(tally, requests).await,
+            Part::Stub => stub::work(tally).await,
         }
     };
     tokio::select! {
@@ -100,13 +117,9 @@ impl Tally {
         )
     }
 
-    /// Answers from now on, and says where, as the worker's log does.
+    /// Answers from now on.
     async fn serve(self: &Arc<Self>) -> anyhow::Result<()> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        println!(
-            "{}",
-            json!({"event": "admin.listening", "address": listener.local_addr()?.to_string()})
-        );
+        let listener = listen().await?;
         let tally = Arc::clone(self);
         let router = Router::new()
             .route("/health/ready", get(async || "ready"))
@@ -114,6 +127,14 @@ impl Tally {
         tokio::spawn(async move { axum::serve(listener, router).await.is_ok() });
         Ok(())
     }
+}
+
+/// Listens somewhere, and says where, as the worker's log does.
+async fn listen() -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?.to_string();
+    println!("{}", json!({"event": "admin.listening", "address": address}));
+    Ok(listener)
 }
 
 fn told(name: &str) -> anyhow::Result<String> {

@@ -1,27 +1,22 @@
 //! One measurement: a full queue, a worker that is started on it, and what it took.
 
-use std::{
-    fmt,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, time::Duration};
 
-use anyhow::{Context as _, bail, ensure};
-use rustix::process::Signal;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use anyhow::{bail, ensure};
+use tokio::{
+    process::Command,
+    time::{Instant, sleep},
+};
 
 use super::{
     field::{Field, Found},
+    load::Load,
+    part::Part,
     spread::grouped,
-    way::{LATENCY_MS, Way},
+    watch::{Watch, now},
+    way::Way,
 };
-use crate::{
-    process::Process,
-    server::Life,
-    stub::Behaviour,
-    worker::{Settings, Worker},
-};
+use crate::{process::Process, server::Life, worker::Worker};
 
 /// How long a worker may go without finishing anything.
 const STUCK: Duration = Duration::from_secs(60);
@@ -29,17 +24,19 @@ const STUCK: Duration = Duration::from_secs(60);
 const ASK: Duration = Duration::from_millis(100);
 /// How often its processor time and memory are looked at.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long a stub may take to end.
-const STUB_STOP: Duration = Duration::from_secs(10);
 
 /// What was measured.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Run {
     /// Requests a second, from the first that was done to the last, refused ones included.
     pub(super) rate: f64,
-    /// Seconds of processor time that the worker took for 1,000 requests.
+    /// Seconds of processor time for 1,000 requests: of the worker in that span, of the others
+    /// from before its start to its end.
     pub(super) cpu: f64,
-    /// Its resident memory when all was done, in bytes.
+    pub(super) rabbit: f64,
+    pub(super) postgres: f64,
+    pub(super) stub: f64,
+    /// The worker's resident memory when all was done, in bytes.
     pub(super) resident: f64,
     /// Rows written for a request.
     pub(super) rows: f64,
@@ -55,28 +52,52 @@ impl fmt::Display for Run {
     }
 }
 
-/// Measures one way.
+/// Measures one way, from an empty queue and a new database.
 pub(super) async fn measure(field: &mut Field, way: Way, requests: usize) -> anyhow::Result<Run> {
     field.clear().await?;
-    let refused = field.publisher.publish(way, requests, None).await?;
-    let log = field.log();
-    let (stub, settings) = with_stub(way, &field.settings, &log).await?;
-    let (wal, rows) = (field.wal().await?, field.rows().await?);
+    measure_here(field, way, way.load(), requests).await
+}
 
-    let mut worker = Worker::spawn(way.command(&settings, requests, false)?, &log, Life::Private)?;
-    let watch = Watch::over(worker.process());
+/// The same in the database as it is.
+pub(super) async fn measure_here(
+    field: &mut Field,
+    way: Way,
+    load: Option<Load>,
+    requests: usize,
+) -> anyhow::Result<Run> {
+    let refused = match load {
+        Some(load) => field.publisher.publish(load, requests).await?,
+        None => 0,
+    };
+    let log = field.log();
+    let mut stub = if way.calls() { Some(stub(field).await?) } else { None };
+    let mut settings = field.settings.clone();
+    if let Some(stub) = &stub {
+        settings.stub_url = format!("http://{}", stub.admin());
+    }
+    let before = field.found().await?;
+    let (wal, rows) = (field.wal().await?, field.rows().await?);
+    let (since, begun) = (Since::now(field), now());
+
+    let command = way.command(&settings, requests, false, field.pool)?;
+    let mut worker = Worker::spawn(command, &log, Life::Private)?;
+    let watch = Watch::over(worker.process(), LOOK);
     worker.until_ready().await?;
-    until_done(&worker, requests).await?;
+    until_done(&[&worker], requests).await?;
+    let (rabbit, postgres) = since.passed();
     let wal = field.wal().await? - wal;
     let (first, last) =
-        if way.has_ledger() { field.span().await? } else { own_span(&worker).await? };
+        if way.has_ledger() { field.span(begun).await? } else { own_span(&worker).await? };
     let (cpu, resident) = watch.between(first, last)?;
     worker.stop().await?;
     let rows = field.rows().await? - rows;
-    check(way, field.found().await?, requests, refused)?;
-    if let Some(stub) = stub {
-        stub.ask(Signal::TERM, STUB_STOP).await;
-        stub.kill().await;
+    check(way, field.found().await?.since(before), requests, refused)?;
+    let mut answering = 0.0;
+    if let Some(stub) = &mut stub {
+        let calls = done(&stub.metrics().await?);
+        ensure!(calls == requests as f64, "{calls} calls were made for {requests} requests");
+        answering = stub.process().worked().unwrap_or_default().as_secs_f64();
+        stub.stop().await?;
     }
     tokio::fs::remove_file(&log).await?;
 
@@ -85,6 +106,9 @@ pub(super) async fn measure(field: &mut Field, way: Way, requests: usize) -> any
     Ok(Run {
         rate: count / (last - first),
         cpu: cpu / count * 1_000.0,
+        rabbit: rabbit / count * 1_000.0,
+        postgres: postgres / count * 1_000.0,
+        stub: answering / count * 1_000.0,
         resident,
         rows: rows / count,
         wal: wal / count,
@@ -92,26 +116,40 @@ pub(super) async fn measure(field: &mut Field, way: Way, requests: usize) -> any
 }
 
 /// A stub of its own for a way that calls, so that none finds one that remembers others' calls.
-async fn with_stub(
-    way: Way,
-    settings: &Settings,
-    log: &Path,
-) -> anyhow::Result<(Option<Process>, Settings)> {
-    if !way.calls() {
-        return Ok((None, settings.clone()));
-    }
-    let (stub, url) = crate::apart::start(&log.with_extension("stub"), Life::Private).await?;
-    crate::apart::behave(&url, "mailer", &Behaviour::Ok { latency_ms: LATENCY_MS }).await?;
-    Ok((Some(stub), Settings { stub_url: url, ..settings.clone() }))
+async fn stub(field: &mut Field) -> anyhow::Result<Worker> {
+    let command: Command = Part::Stub.command(0)?;
+    let mut stub = Worker::spawn(command, &field.log(), Life::Private)?;
+    stub.until_ready().await?;
+    Ok(stub)
 }
 
-/// Waits until so many requests have come to their end.
-pub(super) async fn until_done(worker: &Worker, requests: usize) -> anyhow::Result<()> {
+/// What the servers have worked up to an instant.
+struct Since(Vec<(Process, f64)>);
+
+impl Since {
+    fn now(field: &Field) -> Self {
+        let servers = [field.rabbit.pid(), field.postgres.pid()];
+        let known = servers.map(|pid| pid.and_then(Process::of)).into_iter().flatten();
+        Self(known.map(|server| (server, server.worked_with_family().as_secs_f64())).collect())
+    }
+
+    /// What they have worked since, in seconds: RabbitMQ and Postgres.
+    fn passed(&self) -> (f64, f64) {
+        let mut passed =
+            self.0.iter().map(|(server, was)| server.worked_with_family().as_secs_f64() - was);
+        (passed.next().unwrap_or_default(), passed.next().unwrap_or_default())
+    }
+}
+
+/// Waits until these workers together have brought so many requests to their end.
+pub(super) async fn until_done(workers: &[&Worker], requests: usize) -> anyhow::Result<()> {
     let mut known = 0.0;
     let mut moved = Instant::now();
     loop {
-        let text = worker.metrics().await?;
-        let ended = sum(&text, "longshore_requests_total", &["done", "dead"]);
+        let mut ended = 0.0;
+        for worker in workers {
+            ended += done(&worker.metrics().await?);
+        }
         if ended >= requests as f64 {
             return Ok(());
         }
@@ -119,13 +157,16 @@ pub(super) async fn until_done(worker: &Worker, requests: usize) -> anyhow::Resu
             (known, moved) = (ended, Instant::now());
         }
         if moved.elapsed() > STUCK {
-            bail!(
-                "{ended} of {requests} requests are done and it does not go on, {}",
-                worker.tail()
-            );
+            let tails: Vec<String> = workers.iter().map(|worker| worker.tail()).collect();
+            bail!("{ended} of {requests} requests are done and it does not go on, {}", tails[0]);
         }
         sleep(ASK).await;
     }
+}
+
+/// How many requests have come to their end, as a worker's metrics tell.
+pub(super) fn done(metrics: &str) -> f64 {
+    sum(metrics, "longshore_requests_total", &["done", "dead"])
 }
 
 /// What a part says of itself.
@@ -162,57 +203,6 @@ fn check(way: Way, found: Found, requests: usize, refused: usize) -> anyhow::Res
     Ok(())
 }
 
-/// Looks at a process again and again.
-struct Watch {
-    looks: Arc<Mutex<Vec<Look>>>,
-    looking: tokio::task::AbortHandle,
-}
-
-/// What was seen, and when, in seconds since 1970.
-#[derive(Debug, Clone, Copy)]
-struct Look {
-    at: f64,
-    worked: f64,
-    resident: f64,
-}
-
-impl Watch {
-    fn over(process: Process) -> Self {
-        let looks = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&looks);
-        let looking = tokio::spawn(async move {
-            let mut ticks = interval(LOOK);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            while let (Some(worked), Some(resident)) = (process.worked(), process.resident()) {
-                let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let look = Look {
-                    at: at.as_secs_f64(),
-                    worked: worked.as_secs_f64(),
-                    resident: resident as f64,
-                };
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push(look);
-                ticks.tick().await;
-            }
-        });
-        Self { looks, looking: looking.abort_handle() }
-    }
-
-    /// The processor time it took between two instants, and its memory at the second.
-    fn between(&self, first: f64, last: f64) -> anyhow::Result<(f64, f64)> {
-        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = looks.iter().rev().find(|look| look.at <= first).or(looks.first());
-        let after = looks.iter().find(|look| look.at >= last).or(looks.last());
-        let (before, after) = before.zip(after).context("the worker was never looked at")?;
-        Ok((after.worked - before.worked, after.resident))
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.looking.abort();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,7 +218,7 @@ bench_first_done_seconds 12.5
 
     #[test]
     fn only_the_outcomes_that_are_asked_for_are_counted() {
-        assert_eq!(sum(TEXT, "longshore_requests_total", &["done", "dead"]), 7.0);
+        assert_eq!(done(TEXT), 7.0);
         assert_eq!(sum(TEXT, "bench_first_done_seconds", &[]), 12.5);
     }
 

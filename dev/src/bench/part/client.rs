@@ -11,10 +11,8 @@ use std::{
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::Tally;
+use super::{super::way::CALLS, Tally};
 
-/// Calls at once: as many as the worker has slots.
-const AT_ONCE: usize = 64;
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn work(tally: Arc<Tally>, requests: usize) -> anyhow::Result<()> {
@@ -24,12 +22,12 @@ pub(super) async fn work(tally: Arc<Tally>, requests: usize) -> anyhow::Result<(
     let client = reqwest::Client::builder()
         .no_proxy()
         .timeout(TIMEOUT)
-        .pool_max_idle_per_host(AT_ONCE)
+        .pool_max_idle_per_host(CALLS)
         .build()?;
     tally.serve().await?;
     let next = Arc::new(AtomicUsize::new(0));
     let mut tasks = JoinSet::new();
-    for _ in 0..AT_ONCE {
+    for _ in 0..CALLS {
         let (client, stub) = (client.clone(), stub.clone());
         let (next, tally) = (Arc::clone(&next), Arc::clone(&tally));
         tasks.spawn(async move {

@@ -1,4 +1,4 @@
-//! The ceiling: nothing is done with a message, and 50 are acknowledged at a time.
+//! The ceiling: nothing is done with a message, and some are acknowledged at a time.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,11 +10,12 @@ use tokio::time::timeout;
 use super::Tally;
 
 const PREFETCH: u16 = 500;
-const TOGETHER: u64 = 50;
+/// How many at a time.
+pub(super) const TOGETHER: u64 = 50;
 /// After this long without a message what is left is acknowledged.
 const LULL: Duration = Duration::from_millis(20);
 
-pub(super) async fn work(tally: Arc<Tally>) -> anyhow::Result<()> {
+pub(super) async fn work(tally: Arc<Tally>, together: u64) -> anyhow::Result<()> {
     let (_connection, _channel, mut consumer) = super::consume(PREFETCH).await?;
     tally.serve().await?;
     let mut held: Option<Delivery> = None;
@@ -24,7 +25,7 @@ pub(super) async fn work(tally: Arc<Tally>) -> anyhow::Result<()> {
             Ok(delivery) => {
                 held = Some(delivery.context("RabbitMQ ended the subscription")??);
                 count += 1;
-                if count < TOGETHER {
+                if count < together {
                     continue;
                 }
             }
@@ -32,7 +33,7 @@ pub(super) async fn work(tally: Arc<Tally>) -> anyhow::Result<()> {
             Err(_) => {}
         }
         if let Some(last) = held.take() {
-            last.ack(BasicAckOptions { multiple: true }).await?;
+            last.ack(BasicAckOptions { multiple: together > 1 }).await?;
             tally.done(std::mem::take(&mut count));
         }
     }

@@ -5,16 +5,17 @@ use std::{io::Write as _, sync::Arc};
 use anyhow::Context as _;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use futures_util::StreamExt as _;
-use lapin::{message::Delivery, options::BasicAckOptions, types::AMQPValue};
+use lapin::{message::Delivery, options::BasicAckOptions};
 use serde::Deserialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::task::JoinSet;
 use tokio_postgres::NoTls;
 
-use super::{super::load::now_ms, Tally};
+use super::Tally;
 
-/// As many tasks as this at most, for more messages are not delivered.
-const PREFETCH: u16 = 64;
-const POOL: usize = 25;
+/// Messages held for each connection, so that none waits for the broker's line. No more tasks than
+/// that run, for no more messages are delivered.
+const PREFETCH: u16 = 2;
 
 const REMEMBER: &str =
     "insert into app.inbox (message_id) values ($1) on conflict (message_id) do nothing";
@@ -43,12 +44,13 @@ struct Profile {
 pub(super) async fn work(tally: Arc<Tally>) -> anyhow::Result<()> {
     let config = super::told("DATABASE_URL")?.parse()?;
     let fast = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let connections: u16 = super::told("USUAL_POOL")?.parse()?;
     let pool = Pool::builder(Manager::from_config(config, NoTls, fast))
-        .max_size(POOL)
+        .max_size(usize::from(connections))
         .runtime(Runtime::Tokio1)
         .build()?;
     let lines = super::told("LONGSHORE__LOG__REQUESTS")? == "all";
-    let (_connection, _channel, mut consumer) = super::consume(PREFETCH).await?;
+    let (_connection, _channel, mut consumer) = super::consume(connections * PREFETCH).await?;
     tally.serve().await?;
     let mut tasks = JoinSet::new();
     loop {
@@ -76,16 +78,12 @@ async fn one(pool: Pool, delivery: Delivery, tally: Arc<Tally>, lines: bool) -> 
     drop(client);
     tally.done(1);
     if lines {
-        let age = now_ms() - published_at_ms(&delivery).unwrap_or_default();
-        writeln!(std::io::stdout(), "{{\"event\":\"request.finished\",\"age_ms\":{age}}}")?;
+        let (id, now) = (&body.request_id, OffsetDateTime::now_utc().format(&Rfc3339)?);
+        writeln!(
+            std::io::stdout(),
+            "{{\"timestamp\":\"{now}\",\"event\":\"request.finished\",\"request_id\":\"{id}\"}}"
+        )?;
     }
     delivery.ack(BasicAckOptions::default()).await?;
     Ok(())
-}
-
-fn published_at_ms(delivery: &Delivery) -> Option<i64> {
-    match delivery.properties.headers().as_ref()?.inner().get("published_at_ms")? {
-        AMQPValue::LongLongInt(millis) => Some(*millis),
-        _ => None,
-    }
 }
