@@ -64,6 +64,7 @@ async fn many_requests_are_applied_by_one_call_and_each_gets_its_own_result() {
     // The same again is a duplicate, and another kind shares the lane.
     publish(&place, "many", 0..50, json!({})).await;
     publish(&place, "user.profile.update", 0..50, json!({"name": "Ada"})).await;
+    publish(&place, "user.profile.get", 0..50, json!({})).await;
     let worker = place.worker_unready(&[("LONGSHORE__LEDGER__LANES", "1")]).await;
     worker.until_ready().await;
     for n in 0..300 {
@@ -73,13 +74,14 @@ async fn many_requests_are_applied_by_one_call_and_each_gets_its_own_result() {
     for n in 0..50 {
         let row = place.until_state(&format!("user.profile.update-{n}"), "done").await;
         assert!(row.result.unwrap()["version"].is_number());
+        place.until_state(&format!("user.profile.get-{n}"), "done").await;
     }
     place.broker.until_consumed().await;
     let effects = effects(&place).await;
     assert_eq!(effects.len(), 300);
     assert!(effects.values().all(|how| how == &["many"]), "{effects:?}");
     let batches = worker.metric(r#"longshore_ledger_batch_rows_count{step="finish"}"#).await;
-    assert!(batches.unwrap() < 60.0, "400 writes took {batches:?} transactions");
+    assert!(batches.unwrap() < 60.0, "450 writes took {batches:?} transactions");
     place.goes_on(worker).await;
 }
 
@@ -142,4 +144,23 @@ async fn the_examples_set_wise_function_does_what_its_single_one_does() {
     }
     assert_eq!(seen[0], ["1|a@example.com|B|de|3,2|en|1"]);
     assert_eq!(seen[0], seen[1]);
+}
+
+#[tokio::test]
+async fn kinds_without_one_share_their_statement() {
+    let place = Place::new("kinds_in_one_batch").await;
+    place.worker().await.kill().await;
+    for kind in ["user.profile.update", "user.profile.get"] {
+        publish(&place, kind, 0..100, json!({"name": "Ada"})).await;
+    }
+    let worker = place.worker_unready(&[("LONGSHORE__LEDGER__LANES", "1")]).await;
+    worker.until_ready().await;
+    for n in 0..100 {
+        place.until_state(&format!("user.profile.update-{n}"), "done").await;
+        let row = place.until_state(&format!("user.profile.get-{n}"), "done").await;
+        assert!(row.result.is_some());
+    }
+    let batches = worker.metric(r#"longshore_ledger_batch_rows_count{step="finish"}"#).await;
+    assert!(batches.unwrap() < 60.0, "200 writes took {batches:?} transactions");
+    place.goes_on(worker).await;
 }

@@ -49,30 +49,34 @@ pub(super) fn shape(jobs: &[Finish]) -> Option<Shape> {
     if !jobs.iter().all(lean) {
         return None;
     }
-    match jobs.iter().filter(|job| matches!(job.hold, Hold::Fresh(_))).count() {
-        0 => Some(Shape::Claimed),
-        fresh if fresh == jobs.len() => Some(Shape::Fresh),
-        _ => None,
+    let fresh = |job: &Finish| matches!(job.hold, Hold::Fresh(_));
+    if !jobs.iter().any(fresh) {
+        Some(Shape::Claimed)
+    } else if jobs.iter().all(|job| fresh(job) && job.response.is_none()) {
+        Some(Shape::Fresh)
+    } else {
+        None
     }
 }
 
 impl Lean {
     pub(super) fn new(schema: &str, functions: &BTreeMap<String, Function>) -> Self {
-        let apply = sql::apply_seen_expression(functions);
         // Only where there is a single kind: rows of several would have to be told apart first.
         let batch = match functions.values().collect::<Vec<_>>().as_slice() {
             [function] => function.batch.as_deref(),
             _ => None,
         };
-        let text = |text: &str| {
+        let text = |text: &str, response: &str| {
+            let apply = sql::apply_seen_expression(functions, response);
             let text =
                 text.replace("{input}", INPUT).replace("{new}", NEW).replace("{apply}", &apply);
             sql::in_schema(&text.replace("{apply_batch}", batch.unwrap_or_default()), schema)
         };
         let applies = !functions.is_empty();
         Self {
-            insert: text(if batch.is_some() { INSERT_BATCH } else { INSERT }),
-            update: text(if applies { UPDATE } else { CLOSE }),
+            // No call has been made for what has no row yet.
+            insert: text(if batch.is_some() { INSERT_BATCH } else { INSERT }, "null::jsonb"),
+            update: text(if applies { UPDATE } else { CLOSE }, "i.response::jsonb"),
             applies,
             is_set_wise: batch.is_some(),
         }
