@@ -56,10 +56,11 @@ impl Handler {
                 self.delivered(message, redelivered, attempt).await
             }
             Started::Due(due) => match due.request {
-                Ok(request) => self.claimed(request, attempt).await,
+                Ok(request) => Box::pin(self.claimed(request, attempt)).await,
                 Err(refused) => {
                     let (malformed, message) = *refused;
-                    self.refuse(malformed, message, Hold::Claimed(due.fence), attempt).await
+                    Box::pin(self.refuse(malformed, message, Hold::Claimed(due.fence), attempt))
+                        .await
                 }
             },
         }
@@ -67,7 +68,7 @@ impl Handler {
 
     async fn delivered(
         &self,
-        message: Message,
+        message: Box<Message>,
         redelivered: bool,
         attempt: &mut Attempt,
     ) -> Outcome {
@@ -81,22 +82,21 @@ impl Handler {
                 ),
             };
         }
-        let request = match request::decode(message.clone()) {
+        let request = match request::decode_or_return(*message) {
             Ok(request) => Arc::new(request),
-            Err(malformed) => {
-                return self.refuse(*malformed, message, Hold::Fresh(attempt.fence), attempt).await;
+            Err((malformed, message)) => {
+                let fresh = Hold::Fresh(attempt.fence);
+                return Box::pin(self.refuse(*malformed, message, fresh, attempt)).await;
             }
         };
-        drop(message);
         attempt.is_of(&request);
         fail::at("after_receive", [&*request.id]);
         if request.unknown_fields > 0 && self.kinds.get(&request.kind).is_some() {
             metrics::unknown_fields(&request.kind);
         }
         if let Some(early) = self.before(&request, OffsetDateTime::now_utc()) {
-            return self
-                .settle_unstarted(request, early, Hold::Fresh(attempt.fence), attempt)
-                .await;
+            let fresh = Hold::Fresh(attempt.fence);
+            return Box::pin(self.settle_unstarted(request, early, fresh, attempt)).await;
         }
         let Some(kind) = self.kinds.get(&request.kind) else {
             // `before` has refused it.
@@ -105,21 +105,31 @@ impl Handler {
         // What came before is claimed before it runs, whatever its kind: should it kill the process
         // again, that is counted.
         if kind.has_call() || redelivered {
-            match self.claim(kind, &request, redelivered, attempt).await {
-                Ok(Claimed::Run { attempt: number, crashes }) => {
-                    fail::at("after_claim", [&*request.id]);
-                    attempt.claimed(number, crashes);
-                    if crashes > 0 {
-                        metrics::taken_over();
-                    }
-                    self.claimed(request, attempt).await
-                }
-                Ok(Claimed::Duplicate) => Outcome::Duplicate,
-                Ok(Claimed::Reused) => self.reused(&request).await,
-                Err(_) => Outcome::GivenBack { why: GiveBack::Postgres },
-            }
+            Box::pin(self.claim_and_run(kind, request, redelivered, attempt)).await
         } else {
             self.run(kind, request, attempt).await
+        }
+    }
+
+    async fn claim_and_run(
+        &self,
+        kind: &Kind,
+        request: Arc<Request>,
+        redelivered: bool,
+        attempt: &mut Attempt,
+    ) -> Outcome {
+        match self.claim(kind, &request, redelivered, attempt).await {
+            Ok(Claimed::Run { attempt: number, crashes }) => {
+                fail::at("after_claim", [&*request.id]);
+                attempt.claimed(number, crashes);
+                if crashes > 0 {
+                    metrics::taken_over();
+                }
+                self.claimed(request, attempt).await
+            }
+            Ok(Claimed::Duplicate) => Outcome::Duplicate,
+            Ok(Claimed::Reused) => self.reused(&request).await,
+            Err(_) => Outcome::GivenBack { why: GiveBack::Postgres },
         }
     }
 
@@ -172,16 +182,20 @@ impl Handler {
         self.run(kind, request, attempt).await
     }
 
-    /// The two steps.
+    /// The two steps. What few requests meet is boxed here and above: a future is as large as its
+    /// largest branch, and there is one for each request in work.
     async fn run(&self, kind: &Kind, request: Arc<Request>, attempt: &mut Attempt) -> Outcome {
         attempt.max = Some(kind.policy.max_attempts);
         let ends = Instant::now() + budget(kind, &request, OffsetDateTime::now_utc());
-        let called = Instant::now();
-        let response = self.call(kind, &request, ends).await;
-        if kind.has_call() {
+        let response = if kind.has_call() {
+            let called = Instant::now();
+            let response = Box::pin(self.call(kind, &request, ends)).await;
             fail::at("after_call", [&*request.id]);
             attempt.call = Some(called.elapsed());
-        }
+            response
+        } else {
+            Ok(None)
+        };
         let applied = match response {
             Ok(response) => {
                 fail::at("before_finish", [&*request.id]);
@@ -195,11 +209,11 @@ impl Handler {
                 self.reply(kind, &request, Ok(result));
                 return Outcome::Done;
             }
-            Ok(other) => return self.known(other, &request).await,
+            Ok(other) => return Box::pin(self.known(other, &request)).await,
             Err(LedgerError::Away(_)) => return Outcome::GivenBack { why: GiveBack::Postgres },
             Err(LedgerError::Step(error)) => error,
         };
-        self.failed(kind, request, error, attempt).await
+        Box::pin(self.failed(kind, request, error, attempt)).await
     }
 
     /// Has the ledger write what follows from a step that did not succeed.
@@ -242,7 +256,6 @@ impl Handler {
             Work::Configured { call: Some(call) } => {
                 self.downstream.call(call, request, left).await
             }
-            Work::Rust(steps) if !steps.has_call() => Ok(None),
             Work::Rust(steps) => {
                 let called = AssertUnwindSafe(async {
                     tokio::time::timeout(left, steps.call(request, left)).await

@@ -9,6 +9,7 @@ use crate::{
     ledger::{Function, is_function_name},
     retry::RetryPolicy,
     steps::Steps,
+    telemetry::metrics,
 };
 
 /// `[kinds."<name>"]`, over `[defaults.kind]`.
@@ -17,6 +18,8 @@ use crate::{
 pub struct Settings {
     /// The SQL function that applies a request: `f(request jsonb[, response jsonb]) returns jsonb`.
     pub apply: Option<String>,
+    /// A SQL function that applies many requests at once: `f(requests jsonb[]) returns jsonb[]`.
+    pub apply_batch: Option<String>,
     /// The HTTP request that goes before it.
     pub call: Option<CallSettings>,
     /// Whether the outcome is published to the request's `reply_to`.
@@ -50,6 +53,23 @@ impl Settings {
             && !is_function_name(apply)
         {
             say("apply", &format!("`{apply}` is not a function's name such as app.update_profile"));
+        }
+        if let Some(batch) = &self.apply_batch {
+            if !is_function_name(batch) {
+                say(
+                    "apply_batch",
+                    &format!("`{batch}` is not a function's name such as app.update_profiles"),
+                );
+            }
+            if self.apply.is_none() {
+                say(
+                    "apply_batch",
+                    "needs `apply` beside it, for requests that are applied one by one",
+                );
+            }
+            if self.call.is_some() {
+                say("apply_batch", "is for kinds without a [call]; leave it out");
+            }
         }
         if self.timeout < Duration::from_millis(10) {
             say("timeout", "must be at least 10ms");
@@ -86,6 +106,8 @@ pub struct Kind {
     pub reply: bool,
     /// What is done.
     pub work: Work,
+    /// What its attempts are counted in.
+    pub(crate) meters: metrics::Meters,
 }
 
 /// What is done for a request.
@@ -133,6 +155,7 @@ impl Kinds {
                 },
                 reply: settings.reply,
                 work,
+                meters: metrics::Meters::of(name),
             };
             (name.clone(), kind)
         };
@@ -166,8 +189,11 @@ pub fn functions(settings: &BTreeMap<String, Settings>) -> BTreeMap<String, Func
     settings
         .iter()
         .filter_map(|(kind, settings)| {
-            let function =
-                Function { name: settings.apply.clone()?, takes_response: settings.call.is_some() };
+            let function = Function {
+                name: settings.apply.clone()?,
+                takes_response: settings.call.is_some(),
+                batch: settings.apply_batch.clone(),
+            };
             Some((kind.clone(), function))
         })
         .collect()

@@ -127,6 +127,41 @@ impl std::error::Error for Malformed {}
 /// [`Malformed`] lists every fault, not the first: `malformed_json` where the body is not JSON
 /// text at all, `invalid_envelope` where it is JSON but not the envelope of the contract.
 pub fn decode(message: Message) -> Result<Request, Box<Malformed>> {
+    decode_or_return(message).map_err(|(malformed, _)| malformed)
+}
+
+/// Like [`decode`], and hands back the message that is no request.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_or_return(message: Message) -> Result<Request, (Box<Malformed>, Message)> {
+    match read(&message) {
+        Ok(read) => Ok(Request {
+            id: read.id,
+            kind: read.kind,
+            user_id: read.user_id,
+            payload: read.payload,
+            deadline: read.deadline,
+            not_before: read.not_before,
+            unknown_fields: read.unknown_fields,
+            message,
+        }),
+        Err(malformed) => Err((malformed, message)),
+    }
+}
+
+/// A request without its message.
+struct Read {
+    id: String,
+    kind: String,
+    user_id: String,
+    payload: String,
+    deadline: Option<OffsetDateTime>,
+    not_before: Option<OffsetDateTime>,
+    unknown_fields: usize,
+}
+
+fn read(message: &Message) -> Result<Read, Box<Malformed>> {
     let properties = &message.properties;
     let mut faults = Faults::default();
 
@@ -183,7 +218,7 @@ pub fn decode(message: Message) -> Result<Request, Box<Malformed>> {
     }
 
     match (id, kind, user_id) {
-        (Some(id), Some(kind), Some(user_id)) if faults.is_empty() => Ok(Request {
+        (Some(id), Some(kind), Some(user_id)) if faults.is_empty() => Ok(Read {
             id,
             kind,
             user_id,
@@ -191,7 +226,6 @@ pub fn decode(message: Message) -> Result<Request, Box<Malformed>> {
             deadline,
             not_before,
             unknown_fields: fields.unknown,
-            message,
         }),
         (id, kind, user_id) => Err(Box::new(Malformed {
             code: ErrorCode::InvalidEnvelope,

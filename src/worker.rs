@@ -77,24 +77,32 @@ impl Worker {
     /// Slot before message: what cannot be started is not taken.
     async fn take_deliveries(&self, inbox: &mut Inbox) {
         let mut paused = self.pauses.subscribe();
-        loop {
-            tokio::select! {
-                biased;
-                () = self.stop.asked() => break,
-                () = self.pauses.until_clear() => {}
-            }
-            let Some(slot) = self.slot().await else { break };
-            tokio::select! {
-                biased;
-                // A pause or a stop while waiting for a message: back to the top, without a slot.
-                _ = paused.wait_for(|reasons| !reasons.is_empty()) => {}
-                delivery = inbox.next() => {
-                    let Some(delivery) = delivery else { break };
-                    let redelivered = delivery.redelivered();
-                    let (message, ticket) = delivery.into_parts();
-                    self.begin(Started::Delivered { message, redelivered }, Some(ticket), slot);
+        while !self.stop.is_asked() {
+            if self.pauses.is_paused() {
+                tokio::select! {
+                    biased;
+                    () = self.stop.asked() => break,
+                    () = self.pauses.until_clear() => {}
                 }
             }
+            let Some(slot) = self.slot().await else { break };
+            // What lies ready is taken without the ado of waiting.
+            let ready = if self.pauses.is_paused() { None } else { inbox.ready() };
+            let delivery = match ready {
+                Some(delivery) => Some(delivery),
+                None => tokio::select! {
+                    biased;
+                    // A pause or a stop while waiting for a message: back to the top, without a slot.
+                    _ = paused.wait_for(|reasons| !reasons.is_empty()) => continue,
+                    delivery = inbox.next() => delivery,
+                },
+            };
+            let Some(delivery) = delivery else { break };
+            let redelivered = delivery.redelivered();
+            let (message, ticket) = delivery.into_parts();
+            let message = Box::new(message);
+            self.begin(Started::Delivered { message, redelivered }, Some(ticket), slot);
+            tokio::task::consume_budget().await;
         }
     }
 
@@ -167,6 +175,11 @@ impl Worker {
 
     /// A slot, or nothing when a stop is asked for first.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        if !self.stop.is_asked()
+            && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned()
+        {
+            return Some(slot);
+        }
         tokio::select! {
             biased;
             () = self.stop.asked() => None,
@@ -221,16 +234,16 @@ async fn work(handler: &Handler, started: Started, stop: &Stop, tally: &Tally) -
         // A panic of the steps is caught where they are called. This one is ours.
         Some(Err(panic)) => {
             let failure = Failure::new(ErrorCode::Panic, telemetry::panic_text(&*panic));
-            handler.panicked(failure, &mut attempt).await
+            Box::pin(handler.panicked(failure, &mut attempt)).await
         }
         None => {
             tally.interrupted();
-            tokio::time::timeout(PUT_DOWN, handler.interrupted(&mut attempt))
+            tokio::time::timeout(PUT_DOWN, Box::pin(handler.interrupted(&mut attempt)))
                 .await
                 .unwrap_or(Outcome::GivenBack { why: GiveBack::Stop })
         }
     };
     tally.ended(&outcome);
-    attempt.ended(&outcome, attempt.kind().is_some_and(|kind| handler.kinds.get(kind).is_some()));
+    attempt.ended(&outcome, attempt.kind().and_then(|kind| handler.kinds.get(kind)));
     outcome
 }

@@ -46,6 +46,42 @@ begin
     return result;
 end $$;
 
+-- The same for many requests at once (`apply_batch`): ordered by user, and those of one user as they
+-- came. A user may be among them more than once, and a row can be written once by a statement: so
+-- what is asked for each is put together first. Whatever is refused here fails all of them, and
+-- Longshore then applies them one by one.
+create or replace function app.update_profiles(requests jsonb[]) returns jsonb[]
+language plpgsql volatile as $$
+begin
+    if exists (select from unnest(requests) as request
+                where jsonb_typeof(request -> 'payload') is distinct from 'object'
+                   or request -> 'payload' ->> 'email' not like '%_@_%') then
+        raise exception 'a payload is no object, or its email is not an address'
+              using errcode = 'invalid_parameter_value';
+    end if;
+    with asked as (
+        select request ->> 'user_id' as user_id, payload.*, nth
+          from unnest(requests) with ordinality as r(request, nth),
+               jsonb_to_record(request -> 'payload') as payload(email text, name text, locale text)
+    ), merged as (
+        select user_id, count(*) as times,
+               (array_agg(email order by nth desc) filter (where email is not null))[1] as email,
+               (array_agg(name order by nth desc) filter (where name is not null))[1] as name,
+               (array_agg(locale order by nth desc) filter (where locale is not null))[1] as locale
+          from asked group by user_id order by user_id collate "C"
+    )
+    insert into app.users as u (user_id, email, name, locale, version)
+    select user_id, email, name, locale, times from merged
+        on conflict (user_id) do update
+       set email      = coalesce(excluded.email, u.email),
+           name       = coalesce(excluded.name, u.name),
+           locale     = coalesce(excluded.locale, u.locale),
+           version    = u.version + excluded.version,
+           updated_at = now();
+    -- No results. A function that has some returns one for each request, in their order.
+    return null;
+end $$;
+
 create or replace function app.get_profile(request jsonb) returns jsonb
 language sql volatile as $$
     select jsonb_build_object(

@@ -279,6 +279,12 @@ fn settings_that_contradict_each_other_are_told_with_the_remedy() {
         ("[kinds.x]\napply = \"f\"\ntimeout = \"26s\"", "kinds.x.timeout", "raise the grace"),
         ("[kinds.x]\ntimeout = \"5s\"", "kinds.x", "give it `apply`, a [call], or both"),
         (
+            "[kinds.x]\napply = \"f\"\napply_batch = \"F\"",
+            "kinds.x.apply_batch",
+            "not a function's name",
+        ),
+        ("[kinds.x]\napply_batch = \"f\"", "kinds.x.apply_batch", "needs `apply` beside it"),
+        (
             "[kinds.x.call]\ndependency = \"nobody\"\npath = \"/\"",
             "kinds.x.call.dependency",
             "there is no [dependencies.nobody]; known are: none",

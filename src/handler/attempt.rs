@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{Handler, holding::Held};
 use crate::{
+    kind::Kind,
     ledger::{Due, Fence, Finish, Hold, Verdict},
     outcome::Outcome,
     request::{Malformed, Message, Request},
@@ -14,13 +15,9 @@ use crate::{
 };
 
 /// What an attempt begins with.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one for each attempt, and it is moved once"
-)]
 pub(crate) enum Started {
-    /// A message from the queue.
-    Delivered { message: Message, redelivered: bool },
+    /// A message from the queue. Boxed, for it is handed on a few times.
+    Delivered { message: Box<Message>, redelivered: bool },
     /// A row of the ledger, claimed already.
     Due(Due),
 }
@@ -123,6 +120,7 @@ impl Attempt {
             verdict,
             charged,
             response: None,
+            wants_result: false,
             steps: None,
             // Bounded by the ledger's own statement timeout.
             budget: Duration::MAX,
@@ -131,7 +129,7 @@ impl Attempt {
     }
 
     /// Tells metrics and log what became of it.
-    pub(crate) fn ended(&self, outcome: &Outcome, kind_is_known: bool) {
+    pub(crate) fn ended(&self, outcome: &Outcome, known: Option<&Kind>) {
         let took = self.started.elapsed();
         let request = self.request.as_deref();
         let (id, kind, user) = match (&self.malformed, request) {
@@ -144,18 +142,17 @@ impl Attempt {
             (None, None) => (None, None, None),
         };
         let failure = outcome.failure();
-        // Kinds that are not configured come from messages: they would be labels without end.
-        let label = kind.filter(|_| kind_is_known).unwrap_or("unknown");
-        metrics::request_finished(
-            label,
-            outcome.name(),
-            failure.map(|failure| failure.code.name()),
-            took,
-        );
         let since = request.and_then(Request::published_at).unwrap_or(self.received_at);
         let age = Duration::try_from(OffsetDateTime::now_utc() - since).unwrap_or_default();
-        if *outcome == Outcome::Done {
-            metrics::request_age(label, age);
+        match known {
+            Some(kind) if *outcome == Outcome::Done => kind.meters.done(took, age),
+            // Kinds that are not configured come from messages: they would be labels without end.
+            _ => metrics::request_finished(
+                known.map_or("unknown", |kind| &kind.name),
+                outcome.name(),
+                failure.map(|failure| failure.code.name()),
+                took,
+            ),
         }
         let (due_in, parked_on) = match outcome {
             Outcome::Retry { due_in, .. } => (Some(*due_in), None),

@@ -20,6 +20,12 @@ struct Body<'a> {
     error: Option<&'a str>,
 }
 
+/// The queue that an answer is to go to, if the kind answers and the producer asked for it.
+pub(super) fn wanted<'a>(kind: &Kind, request: &'a Request) -> Option<&'a str> {
+    let to = request.message.properties.reply_to.as_deref()?;
+    (kind.reply && !to.is_empty()).then_some(to)
+}
+
 impl Handler {
     /// Answers, if the kind does that and the producer asked for it. At most once, after the commit:
     /// who needs to be certain asks the ledger. Nothing that happens to the answer changes what
@@ -31,10 +37,7 @@ impl Handler {
         became: Result<Option<String>, &Failure>,
     ) {
         let properties = &request.message.properties;
-        let Some(to) = properties.reply_to.as_ref().filter(|to| kind.reply && !to.is_empty())
-        else {
-            return;
-        };
+        let Some(to) = wanted(kind, request) else { return };
         let result = match &became {
             Ok(Some(text)) => serde_json::from_str::<&RawValue>(text).ok(),
             Ok(None) | Err(_) => None,
@@ -48,7 +51,7 @@ impl Handler {
             error: became.as_ref().err().map(|failure| failure.error.as_str()),
         };
         self.replies.send(Reply {
-            to: to.clone(),
+            to: to.to_owned(),
             correlation_id: properties.correlation_id.clone(),
             message_id: Some(request.id.clone()),
             traceparent: properties.traceparent().map(str::to_owned),

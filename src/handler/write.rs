@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Attempt, Handler};
+use super::{Attempt, Handler, reply};
 use crate::{
     kind::{Kind, Work},
     ledger::{Claim, Claimed, Finished, Hold, LedgerError, Verdict},
@@ -81,6 +81,7 @@ impl Handler {
         };
         let mut finish = attempt.finish(request, verdict, charged);
         finish.response = response;
+        finish.wants_result = reply::wanted(kind, request).is_some();
         finish.steps = steps;
         let mut away = 0;
         loop {

@@ -28,7 +28,10 @@ impl Ledger {
     pub async fn functions(&self, functions: &BTreeMap<String, Function>) -> Vec<String> {
         let mut findings = Vec::new();
         for (kind, function) in functions {
-            findings.extend(self.function(kind, function).await);
+            findings.extend(self.function(kind, &function.signature(), "jsonb").await);
+            if let Some(batch) = &function.batch {
+                findings.extend(self.function(kind, &format!("{batch}(jsonb[])"), "jsonb[]").await);
+            }
         }
         findings
     }
@@ -56,22 +59,21 @@ impl Ledger {
         asked.unwrap_or_else(|error| vec![plain(&LedgerError::from(error))])
     }
 
-    async fn function(&self, kind: &str, function: &Function) -> Option<String> {
-        let signature = function.signature();
+    async fn function(&self, kind: &str, signature: &str, returns: &str) -> Option<String> {
         let asked = session::with(&self.pool, self.patience(), async |client| {
             let row = client
                 .query_one(
-                    "select p.oid is not null, p.prorettype = 'jsonb'::regtype, p.provolatile = 'v',
+                    "select p.oid is not null, p.prorettype = to_regtype($2), p.provolatile = 'v',
                             coalesce(has_function_privilege(p.oid, 'execute'), false), current_user::text
                        from (select to_regprocedure($1) as oid) f left join pg_proc p on p.oid = f.oid",
-                    &[&signature],
+                    &[&signature, &returns],
                 )
                 .await?;
             let user: String = row.get(4);
             Ok(if !row.get::<_, bool>(0) {
-                Some(format!("kind {kind}: there is no function {signature}; create it, or correct `apply`"))
+                Some(format!("kind {kind}: there is no function {signature}; create it, or correct `apply` or `apply_batch`"))
             } else if row.get::<_, Option<bool>>(1) != Some(true) {
-                Some(format!("kind {kind}: the function {signature} does not return jsonb; let it return jsonb, null if it has nothing to say"))
+                Some(format!("kind {kind}: the function {signature} does not return {returns}; let it return {returns}, null if it has nothing to say"))
             } else if row.get::<_, Option<bool>>(2) != Some(true) {
                 Some(format!("kind {kind}: the function {signature} is declared stable or immutable, so Postgres may leave calls out; declare it volatile"))
             } else if !row.get::<_, bool>(3) {

@@ -27,8 +27,9 @@ pub struct Counts {
     pub dead: u64,
 }
 
-/// How long a prepared statement, and with it its plan, is kept.
-const REPLAN: Duration = Duration::from_secs(30);
+/// How long a prepared statement, and with it its plan, is kept at first, and at most: a plan made for
+/// a table that was empty reads all of it when it no longer is, and it may fill within seconds.
+const REPLAN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
 impl Ledger {
     /// Keeps a message that cannot be filed under an id of its own, whole. The same message
@@ -185,14 +186,14 @@ impl Ledger {
     pub(super) async fn tidy(self: Arc<Self>) {
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut planned = Instant::now();
+        let (mut planned, [mut keep, longest]) = (Instant::now(), REPLAN);
         while !self.pool.is_closed() {
             ticks.tick().await;
             pool::tidy(&self.pool, self.settings.pool.max_idle);
-            // Plans made for a table that was empty then read all of it when it no longer is.
-            if planned.elapsed() > REPLAN {
+            if planned.elapsed() >= keep {
                 self.pool.manager().statement_caches.clear();
                 planned = Instant::now();
+                keep = (keep * 2).min(longest);
             }
         }
     }

@@ -6,7 +6,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     future::Future,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
+    hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState},
     sync::Arc,
 };
 
@@ -99,7 +99,9 @@ fn gather<B: Batch>(
     bounds: Bounds,
 ) -> Vec<Item<B>> {
     let mut bytes = B::weight(&first.job);
-    let mut ids = HashSet::from([B::id(&first.job).to_owned()]);
+    // Hashes will do: two ids that share one wait for the next batch, which harms nobody.
+    let hasher = RandomState::new();
+    let mut ids = HashSet::from([hasher.hash_one(B::id(&first.job))]);
     let mut closed = B::alone(&first.job);
     let mut gathered = vec![first];
     let waiting = carried.len();
@@ -109,11 +111,12 @@ fn gather<B: Batch>(
         seen += 1;
         let Some(item) = next else { break };
         bytes += B::weight(&item.job);
-        closed = B::alone(&item.job) || bytes > bounds.bytes || ids.contains(B::id(&item.job));
+        closed = B::alone(&item.job)
+            || bytes > bounds.bytes
+            || !ids.insert(hasher.hash_one(B::id(&item.job)));
         if closed {
             carried.push_front(item);
         } else {
-            ids.insert(B::id(&item.job).to_owned());
             gathered.push(item);
         }
     }

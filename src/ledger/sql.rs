@@ -9,6 +9,8 @@ pub struct Function {
     pub name: String,
     /// Whether it takes the call's response as a second argument.
     pub takes_response: bool,
+    /// The name of a function that does the same for many requests at once.
+    pub batch: Option<String>,
 }
 
 impl Function {
@@ -48,13 +50,27 @@ const REQUEST: &str = "jsonb_build_object('request_id', i.id, 'kind', i.kind, 'u
 /// One expression for all kinds keeps a batch one statement, so that the requests of one user are
 /// applied in their order whatever their kinds are.
 pub(super) fn apply_expression(functions: &BTreeMap<String, Function>) -> String {
+    expression(functions, REQUEST, "i.response::jsonb")
+}
+
+/// The same over the column `seen`, in which the worker has built what a function gets to see, with
+/// this for the response.
+pub(super) fn apply_seen_expression(
+    functions: &BTreeMap<String, Function>,
+    response: &str,
+) -> String {
+    expression(functions, "i.seen::jsonb", response)
+}
+
+fn expression(functions: &BTreeMap<String, Function>, request: &str, response: &str) -> String {
     if functions.is_empty() {
         return "null::jsonb".to_owned();
     }
     let mut sql = "case i.kind".to_owned();
     for (kind, function) in functions {
-        let response = if function.takes_response { ", i.response::jsonb" } else { "" };
-        write!(sql, " when {} then {}({REQUEST}{response})", literal(kind), function.name)
+        let name = &function.name;
+        let second = if function.takes_response { format!(", {response}") } else { String::new() };
+        write!(sql, " when {} then {name}({request}{second})", literal(kind))
             .expect("writing to a string does not fail");
     }
     sql.push_str(" end");
@@ -102,8 +118,11 @@ mod tests {
     #[test]
     fn each_kind_applies_its_own_function() {
         let functions = BTreeMap::from([
-            ("a'b\\".to_owned(), Function { name: "app.f".into(), takes_response: false }),
-            ("c".to_owned(), Function { name: "g".into(), takes_response: true }),
+            (
+                "a'b\\".to_owned(),
+                Function { name: "app.f".into(), takes_response: false, batch: None },
+            ),
+            ("c".to_owned(), Function { name: "g".into(), takes_response: true, batch: None }),
         ]);
         assert_eq!(
             apply_expression(&functions),

@@ -50,19 +50,34 @@ impl Hatch {
 
     /// Puts a delivery in. In a closed hatch it is dropped, which gives it back.
     pub(super) fn put(&self, delivery: Delivery) {
-        let refused = {
-            let mut shelf = self.lock();
-            if shelf.closed {
-                shelf.turned_away += 1;
-                Some(delivery)
-            } else {
-                shelf.deliveries.push_back(delivery);
-                None
-            }
-        };
-        if refused.is_none() {
+        let mut shelf = self.lock();
+        if shelf.closed {
+            shelf.turned_away += 1;
+            drop(shelf);
+            // Outside the lock: it rings at its desk.
+            drop(delivery);
+            return;
+        }
+        let was_empty = shelf.deliveries.is_empty();
+        shelf.deliveries.push_back(delivery);
+        drop(shelf);
+        // Whoever waits does so only while it is empty.
+        if was_empty {
             self.filled.notify_one();
         }
+    }
+
+    /// A delivery that lies ready.
+    fn ready(&self) -> Option<Delivery> {
+        let mut shelf = self.lock();
+        let was_full = shelf.deliveries.len() >= ROOM;
+        let delivery = shelf.deliveries.pop_front();
+        drop(shelf);
+        // Whoever waits does so only while it is full.
+        if was_full {
+            self.emptied.notify_one();
+        }
+        delivery
     }
 
     /// Takes everything back out.
@@ -101,12 +116,13 @@ impl Hatch {
         let _hungry = Hungry(self);
         loop {
             let filled = self.filled.notified();
+            if let Some(delivery) = self.ready() {
+                return Some(delivery);
+            }
             {
                 let mut shelf = self.lock();
-                if let Some(delivery) = shelf.deliveries.pop_front() {
-                    drop(shelf);
-                    self.emptied.notify_one();
-                    return Some(delivery);
+                if !shelf.deliveries.is_empty() {
+                    continue;
                 }
                 if shelf.closed {
                     return None;
@@ -141,6 +157,14 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// A delivery that is there already. After a stop there is none.
+    pub fn ready(&mut self) -> Option<Delivery> {
+        if self.stop.is_asked() {
+            return None;
+        }
+        self.hatch.ready()
+    }
+
     /// The next delivery; `None` once a stop was asked for or the queue was closed, for good.
     /// Cancel-safe: a wait that is given up has taken nothing. Whoever cannot start a request
     /// should not call it.

@@ -197,6 +197,8 @@ pub(super) async fn run(
             () = rung => {}
             () = due => {}
         }
+        // Those that were committed together come together: one frame for all of them.
+        tokio::task::yield_now().await;
     }
 }
 

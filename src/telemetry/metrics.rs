@@ -9,7 +9,8 @@
 use std::time::Duration;
 
 use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+    Counter, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+    histogram,
 };
 
 /// Upper bounds of the duration and age histograms, in seconds. The age of a request that waited
@@ -144,7 +145,35 @@ names! {
         "Log lines dropped because stdout was too slow or failed";
 }
 
-/// An attempt ended.
+/// The metrics of one kind that nearly every attempt counts in, looked up once: to find a metric by
+/// its name and labels costs more than to count. What is made before the recorder is installed counts
+/// nothing, for ever.
+#[derive(Clone)]
+pub struct Meters {
+    done: Counter,
+    duration: Histogram,
+    age: Histogram,
+}
+
+impl Meters {
+    /// Of a configured kind.
+    pub fn of(kind: &str) -> Self {
+        Self {
+            done: counter!(REQUESTS, "kind" => kind.to_owned(), "outcome" => "done"),
+            duration: histogram!(DURATION, "kind" => kind.to_owned()),
+            age: histogram!(AGE, "kind" => kind.to_owned()),
+        }
+    }
+
+    /// An attempt took this long, and its request is done, this long after it was published.
+    pub fn done(&self, took: Duration, age: Duration) {
+        self.done.increment(1);
+        self.duration.record(took.as_secs_f64());
+        self.age.record(age.as_secs_f64());
+    }
+}
+
+/// An attempt ended otherwise than well.
 pub fn request_finished(
     kind: &str,
     outcome: &'static str,
@@ -156,11 +185,6 @@ pub fn request_finished(
         counter!(ERRORS, "kind" => kind.to_owned(), "error_code" => code).increment(1);
     }
     histogram!(DURATION, "kind" => kind.to_owned()).record(took.as_secs_f64());
-}
-
-/// A request is done, this long after it was published.
-pub fn request_age(kind: &str, age: Duration) {
-    histogram!(AGE, "kind" => kind.to_owned()).record(age.as_secs_f64());
 }
 
 /// How many requests are being worked, of how many slots.
@@ -184,9 +208,13 @@ pub fn consumer_up(up: bool) {
     gauge!(CONSUMER_UP).set(f64::from(u8::from(up)));
 }
 
-/// A delivery was taken.
-pub fn delivered(redelivered: bool) {
-    counter!(DELIVERIES, "redelivered" => if redelivered { "true" } else { "false" }).increment(1);
+/// Deliveries were taken: so many for the first time, so many that the broker had handed out before.
+pub fn delivered(first: u64, again: u64) {
+    for (redelivered, count) in [("false", first), ("true", again)] {
+        if count > 0 {
+            counter!(DELIVERIES, "redelivered" => redelivered).increment(count);
+        }
+    }
 }
 
 /// Deliveries were settled (`ack`, `give_back`, `reject`) or could not be (`lost`).

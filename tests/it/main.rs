@@ -27,6 +27,7 @@ mod outage;
 mod pipeline;
 mod server;
 mod session;
+mod set_wise;
 #[cfg(feature = "fail-points")]
 mod steps;
 mod stop;

@@ -43,7 +43,11 @@ const BATCH_FUNCTION: &str = "app.update_profiles";
 /// What is added to the settings of the example service.
 pub(super) fn batch_settings(documented: &str, example_sql: &str) -> Option<String> {
     let known = documented.contains("apply_batch") && example_sql.contains(BATCH_FUNCTION);
-    known.then(|| format!("\n[kinds.\"{BATCH_KIND}\"]\napply_batch = \"{BATCH_FUNCTION}\"\n"))
+    known.then(|| {
+        format!(
+            "\n[kinds.\"{BATCH_KIND}\"]\napply = \"app.update_profile\"\napply_batch = \"{BATCH_FUNCTION}\"\n"
+        )
+    })
 }
 
 impl Way {

@@ -19,6 +19,9 @@ pub struct Finish {
     pub charged: bool,
     /// What the call answered, as JSON text: the second argument of the apply step.
     pub response: Option<String>,
+    /// Whether anybody waits for what the apply step returns. Where nobody does, the answer may leave
+    /// it out.
+    pub wants_result: bool,
     /// The apply step, where it is written in Rust.
     pub steps: Option<Arc<dyn Steps>>,
     /// The longest the apply step may take.

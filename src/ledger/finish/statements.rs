@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Finish, Verdict, columns};
+use super::{Finish, Verdict, columns, lean::Lean};
 use crate::ledger::sql::{self, Function};
 
 /// All statements, for one schema and one set of functions.
@@ -26,21 +26,23 @@ pub(super) struct Statements {
 pub(super) struct Applying {
     pub(super) insert: String,
     pub(super) update: String,
+    pub(super) lean: Lean,
 }
 
 impl Statements {
     pub(super) fn new(schema: &str, functions: &BTreeMap<String, Function>) -> Self {
         let statement = |text: &str| sql::in_schema(text, schema);
-        let written = |apply: &str, parts: &Parts| {
+        let written = |apply: &str, parts: &Parts, functions: &BTreeMap<String, Function>| {
             let text = |text: &str| {
                 let text = text.replace("{apply}", apply).replace("{result}", parts.result);
                 let text = text.replace("{kept}", parts.kept).replace("{refused}", parts.refused);
                 statement(&text.replace("{input}", columns::INPUT))
             };
-            Applying { insert: text(INSERT), update: text(UPDATE) }
+            let lean = Lean::new(schema, functions);
+            Applying { insert: text(INSERT), update: text(UPDATE), lean }
         };
         let applying = |functions: &BTreeMap<String, Function>| {
-            written(&sql::apply_expression(functions), &PLAIN)
+            written(&sql::apply_expression(functions), &PLAIN, functions)
         };
         let only = functions.iter().map(|(kind, function)| {
             (kind.clone(), applying(&BTreeMap::from([(kind.clone(), function.clone())])))
@@ -51,12 +53,28 @@ impl Statements {
             none: applying(&BTreeMap::new()),
             wary: match functions.is_empty() {
                 true => applying(functions),
-                false => written(&sql::try_apply_expression(functions), &WARY),
+                false => written(&sql::try_apply_expression(functions), &WARY, functions),
             },
             lock: statement(LOCK),
             look: statement(LOOK),
             result: statement(RESULT),
         }
+    }
+
+    /// These jobs, with the lean statements for them: all together, or kind by kind where one of
+    /// the kinds has a set-wise function.
+    pub(super) fn apart<'a, 'b>(&'a self, jobs: &[&'b Finish]) -> Vec<(&'a Lean, Vec<&'b Finish>)> {
+        let set_wise = |job: &&Finish| {
+            self.only.get(&job.request.kind).is_some_and(|only| only.lean.is_set_wise)
+        };
+        if !jobs.iter().any(set_wise) {
+            return vec![(&self.applying(jobs).lean, jobs.to_vec())];
+        }
+        let mut kinds: BTreeMap<&str, Vec<&Finish>> = BTreeMap::new();
+        for job in jobs {
+            kinds.entry(&job.request.kind).or_default().push(job);
+        }
+        kinds.into_values().map(|jobs| (&self.applying(&jobs).lean, jobs)).collect()
     }
 
     /// The statements with the functions that these jobs apply and, where they can be had so, with
@@ -96,17 +114,15 @@ select null, t.id, null, (t.applied).state, (t.applied).message, (t.applied).rai
  where (t.applied).state is not null",
 };
 
-/// Inserts the rows that are not there yet and applies their functions, in the order of users and
-/// arrival: batches of other workers lock the rows of users in the same order, and the requests of
-/// one user are applied as they came. The functions are volatile, so Postgres evaluates them after
-/// the sort.
+/// Inserts the rows that are not there yet and applies their functions, in the order of the rows
+/// (`by_user`). The functions are volatile, so Postgres evaluates them after the sort.
 const INSERT: &str = "\
 with input as (select * from {input}),
 todo as materialized (
     select i.*, case when i.state = 'done' then {apply} end as applied
       from input i
      where not exists (select from longshore.requests r where r.request_id = i.id)
-     order by i.user_id, i.ord
+     order by i.ord
 ), inserted as (
     insert into longshore.requests
         (request_id, kind, user_id, state, attempt, fence, from_queue, worker, due_at, parked_on,
@@ -137,7 +153,7 @@ todo as materialized (
     select i.*, r.attempt - 1 + i.charged as attempt, case when i.state = 'done' then {apply} end as applied
       from input i
       join longshore.requests r on r.request_id = i.id and r.fence = i.fence and r.state = 'running'
-     order by i.user_id, i.ord
+     order by i.ord
 ), history as (
     insert into longshore.attempts (request_id, attempt, worker, outcome, error_code, error)
     select id, attempt, $1, outcome, error_code, error from todo where outcome is not null

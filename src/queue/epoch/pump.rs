@@ -98,6 +98,7 @@ impl Epoch {
                 item = next => item,
             };
             let mut item = Some(item);
+            let mut taken = Taken::default();
             while let Some(delivered) = item.take() {
                 let Some(delivered) = delivered else {
                     return Err(Trouble::new(
@@ -116,7 +117,7 @@ impl Epoch {
                 let now = Instant::now();
                 self.proved = true;
                 self.watchdog.fed();
-                metrics::delivered(delivered.redelivered);
+                taken.count(delivered.redelivered);
                 hatch.put(Delivery::new(delivered, &self.desk));
                 if quarantine.good(now) {
                     self.leave_quarantine(shared, "enough readable messages came").await?;
@@ -177,6 +178,25 @@ impl Epoch {
             ));
         }
         Ok(())
+    }
+}
+
+/// Counts deliveries, and tells of them together.
+#[derive(Default)]
+struct Taken {
+    first: u64,
+    again: u64,
+}
+
+impl Taken {
+    fn count(&mut self, redelivered: bool) {
+        *(if redelivered { &mut self.again } else { &mut self.first }) += 1;
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        metrics::delivered(self.first, self.again);
     }
 }
 

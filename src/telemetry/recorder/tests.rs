@@ -10,12 +10,12 @@ use super::*;
 fn record_everything() {
     let took = Duration::from_millis(3);
     metrics::request_finished("k", "dead", Some("call_refused"), took);
-    metrics::request_age("k", took);
+    metrics::Meters::of("k").done(took, took);
     metrics::slots(1, 2);
     metrics::unknown_fields("k");
     metrics::reply("sent");
     metrics::consumer_up(true);
-    metrics::delivered(false);
+    metrics::delivered(1, 1);
     metrics::settled("ack", 3);
     metrics::reconnecting("lost");
     metrics::queue_depth("q", 1);

@@ -1,0 +1,310 @@
+//! The usual batch: all of it done, and nobody waits for what the functions return.
+//!
+//! Then most columns say the same for every row, and the ledger need only tell how many rows it
+//! wrote. One statement does it, which is a transaction by itself.
+
+use std::collections::BTreeMap;
+
+use deadpool_postgres::Object;
+use time::OffsetDateTime;
+use tokio_postgres::{error::SqlState, types::ToSql};
+
+use super::{Finish, FinishBatch, Hold, Verdict, failing, wary::Written};
+use crate::{
+    fail,
+    ledger::{
+        Finished,
+        error::{BatchError, own},
+        sql::{self, Function},
+    },
+    request::Request,
+};
+
+/// Its statements, for one set of functions.
+pub(super) struct Lean {
+    /// For requests that have no row yet.
+    insert: String,
+    /// For claimed ones.
+    update: String,
+    /// Whether there is a function in them.
+    applies: bool,
+    /// Whether it is one function for all requests at once.
+    pub(super) is_set_wise: bool,
+}
+
+/// What a lean batch consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// Requests that have no row yet.
+    Fresh,
+    /// Requests with a running row of ours.
+    Claimed,
+}
+
+/// Whether these jobs are such a batch.
+pub(super) fn shape(jobs: &[Finish]) -> Option<Shape> {
+    let lean = |job: &Finish| {
+        job.verdict == Verdict::Done && job.charged && job.steps.is_none() && !job.wants_result
+    };
+    if !jobs.iter().all(lean) {
+        return None;
+    }
+    let fresh = |job: &Finish| matches!(job.hold, Hold::Fresh(_));
+    if !jobs.iter().any(fresh) {
+        Some(Shape::Claimed)
+    } else if jobs.iter().all(|job| fresh(job) && job.response.is_none()) {
+        Some(Shape::Fresh)
+    } else {
+        None
+    }
+}
+
+impl Lean {
+    pub(super) fn new(schema: &str, functions: &BTreeMap<String, Function>) -> Self {
+        // Only where there is a single kind: rows of several would have to be told apart first.
+        let batch = match functions.values().collect::<Vec<_>>().as_slice() {
+            [function] => function.batch.as_deref(),
+            _ => None,
+        };
+        let text = |text: &str, response: &str| {
+            let apply = sql::apply_seen_expression(functions, response);
+            let text =
+                text.replace("{input}", INPUT).replace("{new}", NEW).replace("{apply}", &apply);
+            sql::in_schema(&text.replace("{apply_batch}", batch.unwrap_or_default()), schema)
+        };
+        let applies = !functions.is_empty();
+        Self {
+            // No call has been made for what has no row yet.
+            insert: text(if batch.is_some() { INSERT_BATCH } else { INSERT }, "null::jsonb"),
+            update: text(if applies { UPDATE } else { CLOSE }, "i.response::jsonb"),
+            applies,
+            is_set_wise: batch.is_some(),
+        }
+    }
+}
+
+impl FinishBatch {
+    /// Writes a lean batch. Nothing of it is kept unless all of it is.
+    pub(super) async fn write_lean(
+        &self,
+        client: &mut Object,
+        jobs: &[Finish],
+        shape: Shape,
+    ) -> Result<Vec<Written>, BatchError> {
+        let sorted = super::by_user(jobs);
+        let ids = || jobs.iter().map(|job| job.request.id.as_str());
+        let written = match shape {
+            Shape::Fresh => self.insert_kinds(client, &sorted).await?,
+            Shape::Claimed => self.update_lean(client, &sorted).await?,
+        };
+        fail::at("after_commit", ids());
+        if written == jobs.len() as u64 {
+            let committed = || Written::Known(Finished::Committed { result: None });
+            return Ok(jobs.iter().map(|_| committed()).collect());
+        }
+        // Some were known before, or are somebody else's: which, the rows themselves tell.
+        self.known(client, jobs).await
+    }
+
+    /// A set-wise function wants its own kind only. Where there is none among the kinds, all of them
+    /// share one statement.
+    async fn insert_kinds(&self, client: &Object, jobs: &[&Finish]) -> Result<u64, BatchError> {
+        let ids = || jobs.iter().map(|job| job.request.id.as_str());
+        let kinds = self.statements.apart(jobs);
+        let [(lean, jobs)] = kinds.as_slice() else {
+            client.batch_execute("BEGIN").await?;
+            let mut inserted = 0;
+            for (lean, jobs) in &kinds {
+                match self.insert_lean(client, lean, jobs).await {
+                    Ok(rows) => inserted += rows,
+                    Err(error) => {
+                        client.batch_execute("ROLLBACK").await?;
+                        return Err(error);
+                    }
+                }
+            }
+            fail::at("before_commit", ids());
+            fail::answer("commit_sent", ids(), client.batch_execute("COMMIT")).await?;
+            return Ok(inserted);
+        };
+        fail::at("before_commit", ids());
+        fail::answer("commit_sent", ids(), self.insert_lean(client, lean, jobs)).await
+    }
+
+    async fn insert_lean(
+        &self,
+        client: &Object,
+        lean: &Lean,
+        jobs: &[&Finish],
+    ) -> Result<u64, BatchError> {
+        let failed = failing(jobs);
+        let insert = client.prepare_cached(&lean.insert).await.map_err(failed)?;
+        let requests = || jobs.iter().map(|job| &*job.request);
+        let ids: Vec<&str> = requests().map(|request| request.id.as_str()).collect();
+        let kinds: Vec<&str> = requests().map(|request| request.kind.as_str()).collect();
+        let users: Vec<&str> = requests().map(|request| request.user_id.as_str()).collect();
+        let seen: Vec<String> = requests().map(|request| seen(request)).collect();
+        let fences: Vec<i64> = jobs.iter().map(|job| job.hold.fence()).collect();
+        let digests: Vec<[u8; 32]> = requests().map(|request| request.message.digest()).collect();
+        let digests: Vec<&[u8]> = digests.iter().map(<[u8; 32]>::as_slice).collect();
+        let deadlines: Vec<Option<OffsetDateTime>> =
+            requests().map(|request| request.deadline).collect();
+        let published: Vec<Option<OffsetDateTime>> =
+            requests().map(Request::published_at).collect();
+        let received: Vec<OffsetDateTime> = jobs.iter().map(|job| job.received_at).collect();
+        let parameters: [&(dyn ToSql + Sync); 10] = [
+            &self.worker,
+            &ids,
+            &kinds,
+            &users,
+            &seen,
+            &fences,
+            &digests,
+            &deadlines,
+            &published,
+            &received,
+        ];
+        match client.execute(&insert, &parameters).await {
+            Ok(inserted) => Ok(inserted),
+            // Somebody inserted one of these ids between our look and our insert.
+            Err(error) if self.is_race(&error) => Err(BatchError::Raced),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    /// The rows are locked by a statement of its own: the next one then sees them as they stay, and
+    /// applies no function for a row that turns out to be somebody else's. All travels at once.
+    async fn update_lean(&self, client: &Object, jobs: &[&Finish]) -> Result<u64, BatchError> {
+        let lean = &self.statements.applying(jobs).lean;
+        let failed = failing(jobs);
+        let ids: Vec<&str> = jobs.iter().map(|job| job.request.id.as_str()).collect();
+        let fences: Vec<i64> = jobs.iter().map(|job| job.hold.fence()).collect();
+        let update = client.prepare_cached(&lean.update).await.map_err(failed)?;
+        if !lean.applies {
+            fail::at("before_commit", ids.iter().copied());
+            let parameters: [&(dyn ToSql + Sync); 3] = [&self.worker, &ids, &fences];
+            let closed = client.execute(&update, &parameters);
+            return fail::answer("commit_sent", ids.iter().copied(), closed).await.map_err(own);
+        }
+        let lock = client.prepare_cached(&self.statements.lock).await.map_err(own)?;
+        let kinds: Vec<&str> = jobs.iter().map(|job| job.request.kind.as_str()).collect();
+        let seen: Vec<String> = jobs.iter().map(|job| seen(&job.request)).collect();
+        let responses: Vec<Option<&str>> = jobs.iter().map(|job| job.response.as_deref()).collect();
+        client.batch_execute("BEGIN").await?;
+        let (locking, parameters): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 6]) =
+            ([&ids], [&self.worker, &ids, &fences, &kinds, &seen, &responses]);
+        let (locked, updated) =
+            tokio::join!(client.execute(&lock, &locking), client.execute(&update, &parameters));
+        match locked.map_err(own).and_then(|_| updated.map_err(failed)) {
+            Ok(updated) => {
+                fail::at("before_commit", ids.iter().copied());
+                fail::answer("commit_sent", ids.iter().copied(), client.batch_execute("COMMIT"))
+                    .await?;
+                Ok(updated)
+            }
+            Err(error) => {
+                client.batch_execute("ROLLBACK").await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether it is the ledger's own key that a row met.
+    fn is_race(&self, error: &tokio_postgres::Error) -> bool {
+        error.as_db_error().is_some_and(|error| {
+            *error.code() == SqlState::UNIQUE_VIOLATION
+                && error.constraint() == Some("requests_pkey")
+                && error.schema() == Some(&self.schema)
+        })
+    }
+}
+
+/// The request as its function gets it. Built here, for that is one value less to build for
+/// Postgres, request by request.
+fn seen(request: &Request) -> String {
+    let names = request.id.len() + request.kind.len() + request.user_id.len();
+    let mut seen = String::with_capacity(64 + names + request.payload.len());
+    let fields = [
+        (r#"{"request_id":"#, &request.id),
+        (r#","kind":"#, &request.kind),
+        (r#","user_id":"#, &request.user_id),
+    ];
+    for (name, value) in fields {
+        seen.push_str(name);
+        // A string is its own JSON between quotes, unless something in it must be escaped.
+        if value.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+            seen.extend(["\"", value, "\""]);
+        } else {
+            seen.push_str(&serde_json::Value::from(value.as_str()).to_string());
+        }
+    }
+    seen.extend([r#","payload":"#, &request.payload, "}"]);
+    seen
+}
+
+/// The rows behind the parameters, `$1` being the worker.
+const INPUT: &str = "\
+unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[], $8::timestamptz[],
+       $9::timestamptz[], $10::timestamptz[]) with ordinality
+    as i(id, kind, user_id, seen, fence, digest, deadline, published_at, received_at, ord)";
+
+/// Whether a row is not there yet. Written so that Postgres looks each up in the index: a plan made
+/// while the ledger is small would join, and read all of it when it no longer is.
+const NEW: &str =
+    "coalesce((select false from longshore.requests r where r.request_id = i.id), true)";
+
+/// Inserts the rows that are not there yet and applies their functions, in the order of the rows:
+/// the functions are volatile, so Postgres evaluates them after the sort.
+const INSERT: &str = "\
+insert into longshore.requests
+    (request_id, kind, user_id, state, attempt, fence, from_queue, worker, result, digest, deadline,
+     published_at, received_at, finished_at)
+select i.id, i.kind, i.user_id, 'done', 1, i.fence, true, $1, {apply}, i.digest, i.deadline,
+       i.published_at, i.received_at, clock_timestamp()
+  from {input}
+ where {new}
+ order by i.ord";
+
+/// The same with one function for all of them. An array of another length says nothing about anybody.
+const INSERT_BATCH: &str = "\
+with todo as materialized (
+    select i.*, (row_number() over (order by i.ord))::int as nth
+      from {input}
+     where {new}
+), applied as materialized (
+    select {apply_batch}(array_agg(t.seen::jsonb order by t.nth)) as results, count(*) as requests
+      from todo t having count(*) > 0
+)
+insert into longshore.requests
+    (request_id, kind, user_id, state, attempt, fence, from_queue, worker, result, digest, deadline,
+     published_at, received_at, finished_at)
+select t.id, t.kind, t.user_id, 'done', 1, t.fence, true, $1,
+       case when cardinality(a.results) = a.requests then a.results[t.nth] end,
+       t.digest, t.deadline, t.published_at, t.received_at, clock_timestamp()
+  from applied a cross join todo t
+ order by t.nth";
+
+/// Finishes claimed rows that still carry our fence.
+const UPDATE: &str = "\
+with todo as materialized (
+    select i.id, {apply} as applied
+      from unnest($2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[]) with ordinality
+           as i(id, fence, kind, seen, response, ord)
+      join longshore.requests r on r.request_id = i.id and r.fence = i.fence and r.state = 'running'
+     order by i.ord
+)
+update longshore.requests r
+   set state = 'done', worker = $1, due_at = null, parked_on = null, crashes = 0, alone = false,
+       error_code = null, error = null, result = t.applied, body = null, properties = null,
+       finished_at = clock_timestamp()
+  from todo t
+ where r.request_id = t.id";
+
+/// The same where there is nothing to apply.
+const CLOSE: &str = "\
+update longshore.requests r
+   set state = 'done', worker = $1, due_at = null, parked_on = null, crashes = 0, alone = false,
+       error_code = null, error = null, result = null, body = null, properties = null,
+       finished_at = clock_timestamp()
+  from unnest($2::text[], $3::bigint[]) as i(id, fence)
+ where r.request_id = i.id and r.fence = i.fence and r.state = 'running'";
