@@ -84,9 +84,10 @@ impl Handler {
         }
         let request = match request::decode_or_return(*message) {
             Ok(request) => Arc::new(request),
-            Err((malformed, message)) => {
+            Err(refused) => {
+                let (malformed, message) = *refused;
                 let fresh = Hold::Fresh(attempt.fence);
-                return Box::pin(self.refuse(*malformed, message, fresh, attempt)).await;
+                return Box::pin(self.refuse(malformed, message, fresh, attempt)).await;
             }
         };
         attempt.is_of(&request);

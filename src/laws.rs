@@ -5,8 +5,11 @@
 #[cfg(test)]
 pub(crate) use self::kept::replay;
 
+/// A name and its value.
+pub(crate) type Named<'a> = (&'a [u8], &'a [u8]);
+
 /// The input as lines of the form `name=value` up to the first empty one, and what comes behind.
-pub(crate) fn named_and_rest(input: &[u8]) -> (Vec<(&[u8], &[u8])>, &[u8]) {
+pub(crate) fn named_and_rest(input: &[u8]) -> (Vec<Named<'_>>, &[u8]) {
     let mut named = Vec::new();
     let mut rest = input;
     while !rest.is_empty() {

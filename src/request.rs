@@ -127,14 +127,14 @@ impl std::error::Error for Malformed {}
 /// [`Malformed`] lists every fault, not the first: `malformed_json` where the body is not JSON
 /// text at all, `invalid_envelope` where it is JSON but not the envelope of the contract.
 pub fn decode(message: Message) -> Result<Request, Box<Malformed>> {
-    decode_or_return(message).map_err(|(malformed, _)| malformed)
+    decode_or_return(message).map_err(|refused| Box::new(refused.0))
 }
 
 /// Like [`decode`], and hands back the message that is no request.
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_or_return(message: Message) -> Result<Request, (Box<Malformed>, Message)> {
+pub fn decode_or_return(message: Message) -> Result<Request, Box<(Malformed, Message)>> {
     match read(&message) {
         Ok(read) => Ok(Request {
             id: read.id,
@@ -146,7 +146,7 @@ pub fn decode_or_return(message: Message) -> Result<Request, (Box<Malformed>, Me
             unknown_fields: read.unknown_fields,
             message,
         }),
-        Err(malformed) => Err((malformed, message)),
+        Err(malformed) => Err(Box::new((*malformed, message))),
     }
 }
 

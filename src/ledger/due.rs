@@ -89,11 +89,11 @@ fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
     let properties: Properties =
         properties.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let message = Message { body: Bytes::from(row.try_get::<_, Vec<u8>>(4)?), properties };
-    let request = request::decode(message.clone()).map(Arc::new).map_err(|mut malformed| {
+    let request = request::decode_or_return(message).map(Arc::new).map_err(|mut refused| {
         // It had an identity when it was filed; it keeps it.
-        malformed.id = row.try_get(0).ok();
-        malformed.kind = row.try_get(1).ok();
-        Box::new((*malformed, message))
+        refused.0.id = row.try_get(0).ok();
+        refused.0.kind = row.try_get(1).ok();
+        refused
     });
     Ok(Due {
         request,

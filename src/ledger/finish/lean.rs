@@ -143,7 +143,7 @@ impl FinishBatch {
         let ids: Vec<&str> = requests().map(|request| request.id.as_str()).collect();
         let kinds: Vec<&str> = requests().map(|request| request.kind.as_str()).collect();
         let users: Vec<&str> = requests().map(|request| request.user_id.as_str()).collect();
-        let seen: Vec<String> = requests().map(|request| seen(request)).collect();
+        let seen: Vec<String> = requests().map(seen).collect();
         let fences: Vec<i64> = jobs.iter().map(|job| job.hold.fence()).collect();
         let digests: Vec<[u8; 32]> = requests().map(|request| request.message.digest()).collect();
         let digests: Vec<&[u8]> = digests.iter().map(<[u8; 32]>::as_slice).collect();
