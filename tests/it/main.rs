@@ -27,6 +27,7 @@ mod outage;
 mod pipeline;
 mod server;
 mod session;
+mod steer;
 #[cfg(feature = "fail-points")]
 mod steps;
 mod stop;
