@@ -166,3 +166,15 @@ fn every_mistake_in_the_settings_is_named() {
     );
     assert_eq!(read.unwrap().idle_timeout, Duration::from_secs(60));
 }
+
+#[test]
+fn a_token_that_could_be_guessed_or_not_be_sent_is_a_mistake_that_does_not_show_it() {
+    let problems = |token: &str| Settings { token: Some(token.into()), ..settings() }.problems();
+    for token in ["hunter2hunter2", "hunter2 hunter2 hunter2", "hunter2hunter2hunter2\u{e9}"] {
+        let found = problems(token);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].0, "token");
+        assert!(!found[0].1.contains("hunter2"), "{found:?}");
+    }
+    assert_eq!(problems("hunter2hunter2hunter2"), []);
+}

@@ -15,6 +15,8 @@ use tokio::time::Instant;
 
 /// So many times as long as at half the limit may a call take.
 const TOLERANCE: f64 = 1.5;
+/// Looking again costs calls, so it waits until one takes clearly longer than that.
+const SLACK: f64 = 1.15;
 /// The limit grows by up to this part at a time, and shrinks by no more than another.
 const GROWTH: f64 = 0.25;
 const SHRINK: f64 = 0.7;
@@ -24,7 +26,7 @@ const BACK_OFF: f64 = 0.9;
 const FEWEST: usize = 10;
 const MOST: usize = 100;
 /// After so many looks at the whole limit, half of it is looked at again.
-const LOOKS: u32 = 10;
+const LOOKS: u32 = 20;
 /// A call was held to the limit if so large a part of it was taken when it was begun.
 const REACHED: f64 = 0.8;
 /// A look at half the limit is given up after so many times what a call takes at the whole limit.
@@ -110,7 +112,7 @@ impl Adaptive {
             self.begin(Look::Whole, now);
         }
         let telling = match self.look {
-            Look::Whole => sample.at_once as f64 >= REACHED * self.limit.floor(),
+            Look::Whole => sample.at_once as f64 >= REACHED * self.limit.round(),
             Look::Half { .. } => sample.at_once <= self.limit(),
         };
         if sample.begun < self.since || !telling {
@@ -123,9 +125,10 @@ impl Adaptive {
         }
         let mean = self.seconds / self.calls as f64;
         match (self.look, self.half) {
-            (Look::Whole, Some(half)) if self.looks < LOOKS && mean <= TOLERANCE * half => {
+            (Look::Whole, Some(half)) if self.looks < LOOKS && mean <= SLACK * TOLERANCE * half => {
                 self.looks += 1;
-                self.follow(mean / half);
+                // It does not shrink by what may be out of date.
+                self.follow((mean / half).min(TOLERANCE));
                 self.begin(Look::Whole, now);
             }
             // Before it shrinks, or has grown for long: how long does a call take at half of it now?
@@ -175,7 +178,7 @@ impl Adaptive {
 }
 
 fn whole_number(limit: f64) -> usize {
-    (limit as usize).max(1)
+    (limit.round() as usize).max(1)
 }
 
 #[cfg(test)]

@@ -308,3 +308,20 @@ async fn a_worker_that_cannot_read_what_is_wished_says_so_once_and_works_on() {
     assert_eq!(told, 1);
     assert!(worker.log().iter().all(|line| line["event"] != "ledger.away"));
 }
+
+#[tokio::test]
+async fn a_limit_that_learns_begins_low_moves_by_itself_and_stays_below_what_is_wished() {
+    let mut place = Place::new("learns").await;
+    place.set_value("DEFAULTS__DEPENDENCY__ADAPTIVE", "true");
+    let worker = worker(&place).await;
+    let limit = r#"longshore_calls_limit{dependency="geocoder"}"#;
+    until("it begins low", async || (worker.metric(limit).await? == 10.0).then_some(())).await;
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 20 });
+    for id in verify(&place, 0..300).await {
+        place.until_state(&id, "done").await;
+    }
+    until("it has moved", async || (worker.metric(limit).await? != 10.0).then_some(())).await;
+    assert_eq!(post(&worker, "/api/dependencies/geocoder/limit/3").await.0, 200);
+    follows(&worker, "limit:geocoder", "3").await;
+    until("it keeps to it", async || (worker.metric(limit).await? <= 3.0).then_some(())).await;
+}

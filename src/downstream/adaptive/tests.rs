@@ -8,18 +8,21 @@ use super::*;
 
 const CEILING: usize = 400;
 
-/// A dependency whose calls hinder each other: alone a call takes `alone`, and with `at_best` under
-/// way at once twice that, which is where most are done in a time.
+/// A dependency for which more than `at_best` calls at once are no better: one that hinders itself
+/// does less then, and takes twice as long at its best; one that lines them up does as much, and each
+/// waits for its turn.
 #[derive(Clone, Copy)]
 struct Dependency {
     alone: Duration,
     at_best: f64,
+    lines_up: bool,
 }
 
 impl Dependency {
     fn takes(self, at_once: usize, chance: &mut fastrand::Rng) -> Duration {
         let crowd = at_once as f64 / self.at_best;
-        self.alone.mul_f64((1.0 + crowd * crowd) * (0.8 + 0.4 * chance.f64()))
+        let longer = if self.lines_up { crowd.max(1.0) } else { 1.0 + crowd * crowd };
+        self.alone.mul_f64(longer * (0.8 + 0.4 * chance.f64()))
     }
 }
 
@@ -104,13 +107,19 @@ fn new() -> Adaptive {
 #[test]
 fn it_finds_a_limit_that_does_nearly_as_much_as_the_best_fixed_one() {
     for (at_best, millis) in [(2.0, 50), (10.0, 20), (40.0, 100), (150.0, 10)] {
-        let dependency = Dependency { alone: Duration::from_millis(millis), at_best };
-        let (mut limit, mut simulation) = (new(), Simulation::new());
-        let time = Duration::from_millis(millis) * 1_000;
-        simulation.adaptive(&mut limit, dependency, time);
-        let (done, best) =
-            (simulation.adaptive(&mut limit, dependency, time), best_fixed(dependency, time));
-        assert!(done as f64 >= 0.85 * best as f64, "{done} of {best} at best {at_best}");
+        for lines_up in [false, true] {
+            let alone = Duration::from_millis(millis);
+            let dependency = Dependency { alone, at_best, lines_up };
+            let (mut limit, mut simulation) = (new(), Simulation::new());
+            let time = alone * 1_000;
+            simulation.adaptive(&mut limit, dependency, time);
+            let (done, best) =
+                (simulation.adaptive(&mut limit, dependency, time), best_fixed(dependency, time));
+            assert!(done as f64 >= 0.85 * best as f64, "{done} of {best} at best {at_best}");
+            // As much is done with many more in line, but each of them waits.
+            let much = 2.0 * at_best + 1.0;
+            assert!(limit.limit <= much, "{} at best {at_best}", limit.limit);
+        }
     }
 }
 
@@ -119,8 +128,8 @@ fn it_follows_when_the_optimum_moves() {
     let (mut limit, mut simulation) = (new(), Simulation::new());
     let alone = Duration::from_millis(50);
     for at_best in [40.0, 8.0, 100.0, 20.0] {
-        let dependency = Dependency { alone, at_best };
-        // It is given time for two hundred calls one after another.
+        let dependency = Dependency { alone, at_best, lines_up: false };
+        // It is given the time that a thousand calls take one after another, alone.
         simulation.adaptive(&mut limit, dependency, alone * 1_000);
         let time = alone * 1_000;
         let (done, best) =
@@ -132,7 +141,7 @@ fn it_follows_when_the_optimum_moves() {
 #[test]
 fn a_dependency_that_becomes_slower_for_everybody_does_not_drive_it_to_the_floor() {
     let (mut limit, mut simulation) = (new(), Simulation::new());
-    let quick = Dependency { alone: Duration::from_millis(20), at_best: 40.0 };
+    let quick = Dependency { alone: Duration::from_millis(20), at_best: 40.0, lines_up: false };
     simulation.adaptive(&mut limit, quick, Duration::from_secs(20));
     let slow = Dependency { alone: Duration::from_millis(200), ..quick };
     let mut lowest = usize::MAX;
@@ -147,16 +156,18 @@ fn a_dependency_that_becomes_slower_for_everybody_does_not_drive_it_to_the_floor
 fn errors_that_have_nothing_to_do_with_load_do_not_move_it() {
     let (mut limit, mut simulation) = (new(), Simulation::new());
     simulation.failing = 0.3;
-    let dependency = Dependency { alone: Duration::from_millis(20), at_best: 40.0 };
+    let dependency =
+        Dependency { alone: Duration::from_millis(20), at_best: 40.0, lines_up: false };
     simulation.adaptive(&mut limit, dependency, Duration::from_secs(30));
-    assert!((20..=90).contains(&(limit.limit.floor() as usize)), "{}", limit.limit);
+    assert!((20..=90).contains(&(limit.limit())), "{}", limit.limit);
 }
 
 #[test]
 fn it_does_not_grow_while_nobody_reaches_it() {
     let (mut limit, mut simulation) = (new(), Simulation::new());
     simulation.demand = 3;
-    let dependency = Dependency { alone: Duration::from_millis(20), at_best: 100.0 };
+    let dependency =
+        Dependency { alone: Duration::from_millis(20), at_best: 100.0, lines_up: false };
     simulation.adaptive(&mut limit, dependency, Duration::from_secs(60));
     assert_eq!(limit.limit(), FEWEST);
 }
