@@ -1,8 +1,9 @@
-//! The admin server: health and metrics over HTTP, for orchestrators, Prometheus and people.
+//! The admin server: health, metrics and steering over HTTP, for orchestrators, Prometheus and people.
 //!
 //! It has a thread and a runtime of its own, so that it answers while every worker is busy, and it
 //! is stopped last, so that a drain can be watched to its end. The only room that knows axum.
 
+mod ask;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod laws;
@@ -10,18 +11,27 @@ mod pulse;
 mod routes;
 mod server;
 mod socket;
+mod steering;
 
 use std::{io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 use tracing::info;
 
+pub use self::{
+    ask::ask,
+    steering::{DependencyStanding, KindStanding, Refused, Standing, Steered, Steering},
+};
 use crate::telemetry::Recorder;
 use pulse::Pulse;
 
 /// How long looking up and binding the address may take.
 const BIND_WITHIN: Duration = Duration::from_secs(10);
+
+/// A shorter token could be guessed.
+const SHORTEST_TOKEN: usize = 16;
 
 /// The section `[admin]`.
 #[derive(Debug, Clone, Deserialize)]
@@ -32,6 +42,8 @@ pub struct Settings {
     /// Where it listens: `host:port`; port 0 takes a free one. Whoever can reach it can read it,
     /// so leave it on the loopback address unless a network policy guards it.
     pub bind: String,
+    /// Whoever has it may change something; without one nobody may, here.
+    pub token: Option<SecretString>,
     /// How long a client may take to send a request, from its first byte to its last (a new
     /// connection: from being accepted).
     #[serde(with = "humantime_serde")]
@@ -57,6 +69,14 @@ impl Settings {
         if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
             let text = format!("`{}` is not <host>:<port>, e.g. 127.0.0.1:9600", self.bind);
             problems.push(("bind".to_owned(), text));
+        }
+        let token = self.token.as_ref().map(SecretString::expose_secret);
+        if token.is_some_and(|token| token.len() < SHORTEST_TOKEN) {
+            let text = "is shorter than 16 characters; `openssl rand -hex 32` makes a good one";
+            problems.push(("token".to_owned(), text.to_owned()));
+        } else if token.is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            let text = "has characters that a header cannot carry; use printable ASCII";
+            problems.push(("token".to_owned(), text.to_owned()));
         }
         for (key, value) in [
             ("read_timeout", self.read_timeout),
@@ -134,18 +154,21 @@ pub async fn start(
     settings: Settings,
     recorder: Recorder,
     health: Arc<dyn Health>,
+    steering: Arc<dyn Steering>,
 ) -> Result<Admin, Error> {
-    start_watching(settings, recorder, health, pulse::STALE_AFTER).await
+    start_watching(settings, recorder, health, steering, pulse::STALE_AFTER).await
 }
 
 async fn start_watching(
     settings: Settings,
     recorder: Recorder,
     health: Arc<dyn Health>,
+    steering: Arc<dyn Steering>,
     stale_after: Duration,
 ) -> Result<Admin, Error> {
     let pulse = Arc::new(Pulse::new(stale_after));
-    let router = routes::router(recorder, health, pulse.clone());
+    let api = steering::routes(steering, settings.token.as_ref());
+    let router = routes::router(recorder, health, pulse.clone(), api);
     let limits = server::Limits {
         read_timeout: settings.read_timeout,
         write_timeout: settings.write_timeout,

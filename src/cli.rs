@@ -15,6 +15,7 @@ mod drill;
 mod migrate;
 mod publish;
 mod run;
+mod steer;
 
 use std::{env, path::PathBuf, process::ExitCode};
 
@@ -75,6 +76,8 @@ enum Command {
     Check(check::Arguments),
     /// Publish requests, with confirms, and refuse what the worker would refuse
     Publish(publish::Arguments),
+    /// Force a breaker, change a limit, pause and resume, on every worker of the ledger
+    Steer(steer::Arguments),
     /// Prove on your own broker and database that nothing is lost and nothing done twice
     Drill(drill::Arguments),
 }
@@ -129,6 +132,7 @@ impl Cli {
                 Command::Migrate => migrate::run(config).await,
                 Command::Check(_) => check::run(config).await,
                 Command::Publish(arguments) => publish::run(config, arguments).await,
+                Command::Steer(arguments) => steer::run(config, arguments).await,
                 Command::Drill(arguments) => drill::run(config, arguments).await,
             }
         });

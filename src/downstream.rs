@@ -5,12 +5,16 @@
 //! judged twice: for the request, and for the breaker. A call is sent once; trying again belongs
 //! to the ledger.
 
+mod adaptive;
 pub mod breaker;
 mod call;
 mod classify;
 mod client;
 mod dependency;
+mod limit;
 mod settings;
+mod standing;
+mod tell;
 mod tls;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -22,6 +26,7 @@ pub use self::{
     call::CallSettings,
     dependency::{Dependency, Judged},
     settings::Settings,
+    standing::Standing,
 };
 use crate::{
     outcome::{ErrorCode, Failure, StepError},
@@ -69,7 +74,8 @@ impl Downstream {
     }
 
     /// Makes one call for a request, within `budget` or the dependency's timeout, whichever is
-    /// less. Returns the answer as JSON text, `None` for an empty body.
+    /// less. Returns the answer as JSON text, `None` for an empty body. The `last` attempt of a
+    /// request is no probe while others are there to be one.
     ///
     /// It may be dropped at any await: the dependency may then have worked the call or not, which
     /// is why every call of a request carries the same `Idempotency-Key`.
@@ -81,10 +87,11 @@ impl Downstream {
         &self,
         call: &CallSettings,
         request: &Request,
+        last: bool,
         budget: Duration,
     ) -> Result<Option<String>, StepError> {
         match self.dependencies.get(&call.dependency) {
-            Some(dependency) => dependency.call(call, request, budget).await,
+            Some(dependency) => dependency.call(call, request, last, budget).await,
             None => Err(StepError::Refused(Failure::new(
                 ErrorCode::CallRefused,
                 format!("no dependency `{}` is configured", call.dependency),
@@ -101,9 +108,9 @@ impl Downstream {
             .collect()
     }
 
-    /// The state of each breaker, by dependency.
-    pub fn states(&self) -> Vec<(String, &'static str)> {
-        self.dependencies.values().map(|it| (it.name().to_owned(), it.state())).collect()
+    /// Every dependency, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Dependency> {
+        self.dependencies.values()
     }
 
     /// Whether a dependency can be reached: any answer in HTTP counts. Asks past the breaker, by

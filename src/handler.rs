@@ -141,20 +141,33 @@ impl Handler {
         timeout + self.ledger.lease_margin()
     }
 
+    /// What due work is to be left where it is: what waits for a dependency that lets nothing
+    /// through, or for a kind that is paused.
+    pub(crate) fn closed_to(&self) -> Vec<String> {
+        let paused = self.kinds.iter().filter(|kind| kind.is_paused());
+        let mut closed_to = self.downstream.not_admitting();
+        closed_to.extend(paused.map(Kind::parked_on));
+        closed_to
+    }
+
     /// What is known without starting it: an unknown kind, a deadline that has passed, a start that
-    /// is yet to come.
+    /// is yet to come, a kind that is paused.
     fn before(&self, request: &Request, now: OffsetDateTime) -> Option<Verdict> {
-        if self.kinds.get(&request.kind).is_none() {
+        let Some(kind) = self.kinds.get(&request.kind) else {
             let error = format!("no kind `{}` is configured", request.kind);
             return Some(Verdict::Dead { failure: Failure::new(ErrorCode::UnknownKind, error) });
-        }
+        };
         if request.time_left(now) == Some(Duration::ZERO) {
             let error = "the deadline had passed before it could be started";
             return Some(Verdict::Dead { failure: Failure::new(ErrorCode::Deadline, error) });
         }
-        let until =
-            Duration::try_from(request.not_before? - now).ok().filter(|until| !until.is_zero())?;
-        Some(Verdict::Parked { on: "not_before".to_owned(), due_in: until })
+        let until = request.not_before.and_then(|start| Duration::try_from(start - now).ok());
+        if let Some(due_in) = until.filter(|until| !until.is_zero()) {
+            return Some(Verdict::Parked { on: "not_before".to_owned(), due_in });
+        }
+        // Due at once, in the order of coming, as soon as the kind goes on.
+        let due_in = Duration::ZERO;
+        kind.is_paused().then(|| Verdict::Parked { on: kind.parked_on(), due_in })
     }
 
     /// A request with a running row of ours.
@@ -190,7 +203,8 @@ impl Handler {
         let ends = Instant::now() + budget(kind, &request, OffsetDateTime::now_utc());
         let response = if kind.has_call() {
             let called = Instant::now();
-            let response = Box::pin(self.call(kind, &request, ends)).await;
+            let last = attempt.number >= kind.policy.max_attempts;
+            let response = Box::pin(self.call(kind, &request, last, ends)).await;
             fail::at("after_call", [&*request.id]);
             attempt.call = Some(called.elapsed());
             response
@@ -250,12 +264,12 @@ impl Handler {
         }
     }
 
-    async fn call(&self, kind: &Kind, request: &Request, ends: Instant) -> StepResult {
+    async fn call(&self, kind: &Kind, request: &Request, last: bool, ends: Instant) -> StepResult {
         let left = ends.saturating_duration_since(Instant::now());
         match &kind.work {
             Work::Configured { call: None } => Ok(None),
             Work::Configured { call: Some(call) } => {
-                self.downstream.call(call, request, left).await
+                self.downstream.call(call, request, last, left).await
             }
             Work::Rust(steps) => {
                 let called = AssertUnwindSafe(async {

@@ -1,5 +1,6 @@
 //! Opens the rooms in order, runs the corridor, and closes them in order.
 
+mod helm;
 mod upkeep;
 
 use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
@@ -7,7 +8,7 @@ use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
 
-use self::upkeep::House;
+use self::{helm::Helm, upkeep::House};
 use crate::{
     admin::{self, Admin},
     config::Config,
@@ -86,7 +87,10 @@ impl Longshore {
         let pauses = Pauses::default();
         let house = Arc::new(House::new(pauses.clone(), stop.clone()));
         let admin = match config.admin.enabled {
-            true => Some(admin::start(config.admin.clone(), recorder, house.clone()).await?),
+            true => {
+                let settings = config.admin.clone();
+                Some(admin::start(settings, recorder, house.clone(), house.clone()).await?)
+            }
             false => None,
         };
         let drained = work(config, &steps, identity, &house).await;
@@ -124,12 +128,16 @@ async fn work(
         pauses.clone(),
     )
     .map_err(|error| RunError::Settings(format!("ledger: {error}")))?;
-    if !migrated(&ledger, &config, &stop, &pauses).await? {
+    let wishes = match migrated(&ledger, &config, &stop, &pauses).await? {
+        true => helm::first_wishes(&ledger, &pauses, &stop).await,
+        false => None,
+    };
+    let Some(wishes) = wishes else {
         ledger.close();
         let drained = Drained::unstarted();
         tell(&drained);
         return Ok(drained);
-    }
+    };
     ledger.start();
     for finding in ledger.functions(&kind::functions(&config.kinds)).await {
         // Not a reason to stay away: the other kinds can be worked.
@@ -137,7 +145,7 @@ async fn work(
     }
     let settings = config.queue.clone();
     let (queue, inbox) =
-        queue::start(settings, pauses.clone(), stop.clone(), Identity { name: identity })
+        queue::start(settings, pauses.clone(), stop.clone(), Identity { name: identity.clone() })
             .map_err(|error| RunError::Settings(format!("queue: {error}")))?;
     house.opened(queue.follow());
     let handler = Arc::new(Handler {
@@ -151,7 +159,9 @@ async fn work(
         max_message_bytes: config.worker.max_message_bytes,
     });
     let worker = Worker::new(handler.clone(), config.worker.clone(), pauses, stop.clone());
-    let upkeep = upkeep::start(house.clone(), handler, &config, worker.slots.clone());
+    let helm = Arc::new(Helm::new(handler.clone(), identity, &wishes));
+    house.manned(helm.clone());
+    let upkeep = upkeep::start(house.clone(), handler, helm, &config, worker.slots.clone());
     let lost_before = async {
         stop.asked().await;
         queue.lost()

@@ -1,6 +1,13 @@
 //! Kinds: what is to be done for the requests of one name, and how patiently.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use serde::Deserialize;
 
@@ -37,6 +44,8 @@ pub struct Settings {
     pub max_delay: Duration,
     /// Each delay is this many times the one before.
     pub multiplier: f64,
+    /// While the kind is paused: requests of it that are parked before the worker stops consuming.
+    pub max_parked: u64,
 }
 
 impl Settings {
@@ -86,6 +95,9 @@ impl Settings {
         if !(1.0..=100.0).contains(&self.multiplier) {
             say("multiplier", "must be between 1 and 100");
         }
+        if self.max_parked == 0 {
+            say("max_parked", "must be at least 1");
+        }
         for (key, text) in self.call.iter().flat_map(CallSettings::problems) {
             say(&format!("call.{key}"), &text);
         }
@@ -104,10 +116,14 @@ pub struct Kind {
     pub policy: RetryPolicy,
     /// Whether the outcome is published to `reply_to`.
     pub reply: bool,
+    /// Requests parked while it is paused, before the worker stops consuming.
+    pub max_parked: u64,
     /// What is done.
     pub work: Work,
     /// What its attempts are counted in.
     pub(crate) meters: metrics::Meters,
+    /// Shared by all copies.
+    paused: Arc<AtomicBool>,
 }
 
 /// What is done for a request.
@@ -123,6 +139,21 @@ pub enum Work {
 }
 
 impl Kind {
+    /// Whether a person has paused it: its requests are parked, not begun.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Relaxed)
+    }
+
+    /// Pauses it, or lets it go on; true when that changed anything.
+    pub fn pause(&self, on: bool) -> bool {
+        self.paused.swap(on, Relaxed) != on
+    }
+
+    /// What a request is parked on while it is paused.
+    pub fn parked_on(&self) -> String {
+        format!("kind:{}", self.name)
+    }
+
     /// Whether anything leaves the house, so that the request must be claimed first.
     pub fn has_call(&self) -> bool {
         match &self.work {
@@ -154,8 +185,10 @@ impl Kinds {
                     multiplier: settings.multiplier,
                 },
                 reply: settings.reply,
+                max_parked: settings.max_parked,
                 work,
                 meters: metrics::Meters::of(name),
+                paused: Arc::default(),
             };
             (name.clone(), kind)
         };

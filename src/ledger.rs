@@ -16,6 +16,7 @@ mod pool;
 mod session;
 mod settings;
 mod sql;
+mod steering;
 mod suspect;
 mod told;
 
@@ -32,6 +33,7 @@ pub use keep::Counts;
 pub use migrations::Schema;
 pub use settings::{PoolSettings, Settings};
 pub use sql::{Function, is_function_name};
+pub use steering::Steered;
 
 use crate::pause::Pauses;
 

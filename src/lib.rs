@@ -12,7 +12,7 @@
 //! queue        RabbitMQ        ledger  Postgres        downstream  HTTP        admin  probes, metrics
 //! telemetry    logs and metrics
 //! ── words
-//! request      the contract    outcome  what became of it    retry  pause  stop
+//! request      the contract    outcome  what became of it    retry  pause  stop  steer
 //! fail         where tests end the process; not compiled otherwise
 //! laws         what must hold whatever comes in: for tests and fuzz targets, not compiled otherwise
 //! ```
@@ -55,6 +55,7 @@ pub mod queue;
 pub mod request;
 pub mod retry;
 pub mod stack;
+pub mod steer;
 pub mod steps;
 pub mod stop;
 pub mod telemetry;

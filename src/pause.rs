@@ -8,10 +8,14 @@ use tokio::sync::watch;
 /// A reason not to consume.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
+    /// A person said so.
+    Operator,
     /// The ledger cannot be reached.
     Postgres,
     /// More than `max_parked` requests wait for this dependency.
     Breaker(String),
+    /// More than `max_parked` requests of this kind, which a person has paused, are parked.
+    Kind(String),
     /// The worker is stopping.
     Drain,
 }
@@ -19,8 +23,10 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Operator => f.write_str("operator"),
             Self::Postgres => f.write_str("postgres"),
             Self::Breaker(dependency) => write!(f, "breaker:{dependency}"),
+            Self::Kind(kind) => write!(f, "kind:{kind}"),
             Self::Drain => f.write_str("drain"),
         }
     }

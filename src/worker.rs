@@ -133,6 +133,13 @@ impl Worker {
                     () = back => continue,
                 }
             }
+            if self.pauses.contains(&Reason::Operator) {
+                tokio::select! {
+                    biased;
+                    () = self.stop.asked() => return,
+                    () = self.pauses.until_without(&Reason::Operator) => continue,
+                }
+            }
             let mut reasons = self.pauses.subscribe();
             reasons.mark_unchanged();
             let Some(first) = self.slot().await else { return };
@@ -152,7 +159,7 @@ impl Worker {
             {
                 slots.push(slot);
             }
-            let closed_to = self.handler.downstream.not_admitting();
+            let closed_to = self.handler.closed_to();
             let due = tokio::select! {
                 biased;
                 // What it has claimed by then comes back with its lease.

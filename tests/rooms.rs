@@ -14,7 +14,7 @@ use std::{
 /// The floors of the house, the lowest first. A room knows rooms of lower floors only, and none of
 /// its own.
 const FLOORS: [&[&str]; 11] = [
-    &["fail", "laws", "retry", "pause", "stop", "stack", "telemetry"],
+    &["fail", "laws", "retry", "pause", "stop", "stack", "steer", "telemetry"],
     &["outcome"],
     &["request"],
     &["steps"],
@@ -28,7 +28,7 @@ const FLOORS: [&[&str]; 11] = [
 ];
 
 /// Outside crates, and who may name them. `steps` hands a `Transaction` to library users.
-const OUTSIDE: [(&str, &[&str]); 19] = [
+const OUTSIDE: [(&str, &[&str]); 20] = [
     ("async_compat", &["queue"]),
     ("lapin", &["queue"]),
     ("tokio_postgres", &["ledger", "steps"]),
@@ -39,6 +39,7 @@ const OUTSIDE: [(&str, &[&str]); 19] = [
     ("hyper", &["admin"]),
     ("hyper_util", &["admin"]),
     ("tokio_io_timeout", &["admin"]),
+    ("subtle", &["admin"]),
     ("backoff", &["retry"]),
     ("metrics_exporter_prometheus", &["telemetry"]),
     ("metrics_process", &["telemetry"]),

@@ -3,19 +3,21 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
+use secrecy::SecretString;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Health, Readiness,
+    Health, Readiness, Refused, Standing, Steered, Steering,
     pulse::{Pulse, STALE_AFTER},
-    routes, server,
+    routes, server, steering,
 };
-use crate::telemetry::Recorder;
+use crate::{steer::Order, telemetry::Recorder};
 
 /// What is answered here, by the routes or by hyper.
-const STATUS: [u16; 9] = [200, 400, 404, 405, 413, 414, 431, 500, 503];
+const STATUS: [u16; 10] = [200, 400, 401, 404, 405, 413, 414, 431, 500, 503];
 /// The longest text of an error, in bytes: part of it is the client's own.
 const LONGEST_ERROR: usize = 1_024;
 
@@ -27,6 +29,18 @@ impl Health for Consuming {
     }
 }
 
+/// Nothing that a stranger sends gets as far as steering.
+impl Steering for Consuming {
+    fn standing(&self) -> Option<Standing> {
+        let (dependencies, kinds) = (Vec::new(), Vec::new());
+        Some(Standing { worker: "w".to_owned(), paused: Vec::new(), dependencies, kinds })
+    }
+
+    fn steer(&self, order: Order, _: String) -> BoxFuture<'_, Result<Steered, Refused>> {
+        panic!("{order:?} came without a token that nobody knows");
+    }
+}
+
 /// Panics where a law is broken.
 pub fn hold(input: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -35,7 +49,9 @@ pub fn hold(input: &[u8]) {
         tokio::time::pause();
         let recorder = Recorder::install().expect("this process records");
         let pulse = Arc::new(Pulse::new(STALE_AFTER));
-        let router = routes::router(recorder, Arc::new(Consuming), pulse);
+        let token = SecretString::from(format!("{:032x}", fastrand::u128(..)));
+        let api = steering::routes(Arc::new(Consuming), Some(&token));
+        let router = routes::router(recorder, Arc::new(Consuming), pulse, api);
         let said = converse(router.clone(), input).await;
         answers(&said);
         let next = converse(router, b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n").await;

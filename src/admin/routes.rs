@@ -35,6 +35,14 @@ longshore admin server
 GET /health/live   200 while the process runs, 503 when its main runtime does not
 GET /health/ready  200 while it takes requests, 503 and the reasons when it does not
 GET /metrics       metrics in the text format of Prometheus
+
+GET /api/dependencies  each dependency: its breaker, its limit, what is parked on it
+GET /api/kinds         each kind, what is parked for it, and why nothing is consumed
+
+With `authorization: Bearer <admin.token>`, for all workers of the ledger:
+POST /api/dependencies/{name}/breaker/{open|close|observe|auto}
+POST /api/dependencies/{name}/limit/{number|auto}
+POST /api/pause, /api/resume, /api/kinds/{kind}/pause, /api/kinds/{kind}/resume
 ";
 
 struct Room {
@@ -43,14 +51,20 @@ struct Room {
     pulse: Arc<Pulse>,
 }
 
-/// The routes. All of them answer `GET` and `HEAD` and take no body.
-pub(super) fn router(recorder: Recorder, health: Arc<dyn Health>, pulse: Arc<Pulse>) -> Router {
+/// The routes. None of them takes a body.
+pub(super) fn router(
+    recorder: Recorder,
+    health: Arc<dyn Health>,
+    pulse: Arc<Pulse>,
+    api: Router,
+) -> Router {
     let routes = Router::new()
         .route("/", get(async || INDEX))
         .route("/health/live", get(live))
         .route("/health/ready", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(Arc::new(Room { recorder, health, pulse }));
+        .with_state(Arc::new(Room { recorder, health, pulse }))
+        .merge(api);
     guarded(routes, ANSWER_WITHIN)
 }
 
@@ -63,7 +77,10 @@ fn guarded(routes: Router, answer_within: Duration) -> Router {
             error(StatusCode::NOT_FOUND, &format!("no route {path}; GET / lists them"))
         })
         .method_not_allowed_fallback(async || {
-            error(StatusCode::METHOD_NOT_ALLOWED, "this route answers GET and HEAD only")
+            error(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this route does not answer that; GET / lists what does",
+            )
         })
         .layer(middleware::from_fn(move |request: Request, next: Next| async move {
             let mut response = if request.body().is_end_stream() {
@@ -127,9 +144,9 @@ async fn metrics(State(room): State<Arc<Room>>) -> Response {
     }
 }
 
-fn error(status: StatusCode, text: &str) -> Response {
+pub(super) fn error(status: StatusCode, text: &str) -> Response {
     (status, Json(json!({ "error": text }))).into_response()
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -6,13 +6,29 @@ use std::{
     time::Instant,
 };
 
+use futures_util::future::BoxFuture;
+
 use super::*;
+use crate::steer::Order;
 
 pub(super) struct Ready(pub(super) Readiness);
 
 impl Health for Ready {
     fn ready(&self) -> Readiness {
         self.0.clone()
+    }
+}
+
+/// A worker that is starting.
+pub(super) struct Unsteered;
+
+impl Steering for Unsteered {
+    fn standing(&self) -> Option<Standing> {
+        None
+    }
+
+    fn steer(&self, _: Order, _: String) -> BoxFuture<'_, Result<Steered, Refused>> {
+        Box::pin(async { Err(Refused::NotNow("it is starting".to_owned())) })
     }
 }
 
@@ -24,6 +40,7 @@ fn settings() -> Settings {
     Settings {
         enabled: true,
         bind: "127.0.0.1:0".to_owned(),
+        token: None,
         read_timeout: Duration::from_secs(15),
         write_timeout: Duration::from_secs(15),
         idle_timeout: Duration::from_secs(60),
@@ -48,7 +65,7 @@ fn runtime() -> tokio::runtime::Runtime {
 #[test]
 fn it_answers_while_the_main_runtime_runs_nothing() {
     let main = runtime();
-    let admin = start(settings(), Recorder::install().unwrap(), consuming());
+    let admin = start(settings(), Recorder::install().unwrap(), consuming(), Arc::new(Unsteered));
     // Outside `block_on` a current-thread runtime runs no task: as if its worker were blocked.
     let admin = main.block_on(admin).unwrap();
     assert!(get(admin.addr(), "/health/live").starts_with("HTTP/1.1 200 "));
@@ -62,8 +79,15 @@ fn a_main_runtime_that_runs_nothing_for_long_is_not_live_until_it_runs_again() {
     let stale_after = Duration::from_millis(300);
     let began = Instant::now();
     let recorder = Recorder::install().unwrap();
-    let admin =
-        main.block_on(start_watching(settings(), recorder, consuming(), stale_after)).unwrap();
+    let admin = main
+        .block_on(start_watching(
+            settings(),
+            recorder,
+            consuming(),
+            Arc::new(Unsteered),
+            stale_after,
+        ))
+        .unwrap();
 
     let answer = loop {
         let answer = get(admin.addr(), "/health/live");
@@ -93,12 +117,13 @@ async fn admin_is_silent(address: SocketAddr) -> bool {
 #[tokio::test]
 async fn a_stopped_server_has_freed_its_address() {
     let recorder = Recorder::install().unwrap();
-    let admin = start(settings(), recorder.clone(), consuming()).await.unwrap();
+    let admin =
+        start(settings(), recorder.clone(), consuming(), Arc::new(Unsteered)).await.unwrap();
     let address = admin.addr();
     admin.stop(Duration::from_secs(5)).await;
     assert!(TcpStream::connect(address).is_err(), "nobody answers any more");
     let again = Settings { bind: address.to_string(), ..settings() };
-    let admin = start(again, recorder, consuming()).await.unwrap();
+    let admin = start(again, recorder, consuming(), Arc::new(Unsteered)).await.unwrap();
     assert_eq!(admin.addr(), address);
 }
 
@@ -107,7 +132,9 @@ async fn an_address_in_use_is_named_with_what_to_do() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = taken.local_addr().unwrap().to_string();
     let settings = Settings { bind: bind.clone(), ..settings() };
-    let error = start(settings, Recorder::install().unwrap(), consuming()).await.unwrap_err();
+    let error = start(settings, Recorder::install().unwrap(), consuming(), Arc::new(Unsteered))
+        .await
+        .unwrap_err();
     let text = error.to_string();
     assert!(text.contains(&bind) && text.contains("admin.bind"), "{text}");
     let Error::Bind { source, .. } = error else { panic!("{error}") };
@@ -138,4 +165,16 @@ fn every_mistake_in_the_settings_is_named() {
             "idle_timeout": "1m", "max_connections": 64}"#,
     );
     assert_eq!(read.unwrap().idle_timeout, Duration::from_secs(60));
+}
+
+#[test]
+fn a_token_that_could_be_guessed_or_not_be_sent_is_a_mistake_that_does_not_show_it() {
+    let problems = |token: &str| Settings { token: Some(token.into()), ..settings() }.problems();
+    for token in ["hunter2hunter2", "hunter2 hunter2 hunter2", "hunter2hunter2hunter2\u{e9}"] {
+        let found = problems(token);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].0, "token");
+        assert!(!found[0].1.contains("hunter2"), "{found:?}");
+    }
+    assert_eq!(problems("hunter2hunter2hunter2"), []);
 }

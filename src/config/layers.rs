@@ -28,7 +28,7 @@ const PREFIX: &str = "LONGSHORE__";
 const BUILT_IN: &str = "the built-in defaults";
 
 /// The keys whose values are never shown.
-const SECRET: [&str; 3] = ["url", "password", "headers"];
+const SECRET: [&str; 4] = ["url", "password", "headers", "token"];
 
 /// A file of settings.
 pub(super) struct File {

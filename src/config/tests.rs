@@ -193,10 +193,12 @@ fn a_secret_is_read_from_its_file_without_the_line_end() {
             "LONGSHORE__DEPENDENCIES__GEOCODER__HEADERS__AUTHORIZATION_FILE".to_owned(),
             file("geocoder", "Bearer abc\n"),
         ),
+        ("LONGSHORE__ADMIN__TOKEN_FILE".to_owned(), file("token", "0123456789abcdef\n")),
     ];
     let config = Config::load(Some(&given.dir.path().join("longshore.toml")), variables).unwrap();
     assert_eq!(config.queue.password.unwrap().expose_secret(), "s3cret ");
     assert_eq!(config.ledger.url.expose_secret(), "postgresql://u:p@h/d");
+    assert_eq!(config.admin.token.unwrap().expose_secret(), "0123456789abcdef");
     let headers = &config.dependencies["geocoder"].headers;
     assert_eq!(headers["authorization"].expose_secret(), "Bearer abc");
     assert_eq!(headers.len(), 1);
@@ -253,6 +255,8 @@ fn no_zero_means_something_else() {
         ("admin", "max_connections", "0"),
         ("admin", "read_timeout", "\"0s\""),
         ("defaults.kind", "max_attempts", "0"),
+        ("defaults.kind", "max_parked", "0"),
+        ("worker", "steering_interval", "\"0s\""),
     ] {
         let given = Given::file(&format!("[{section}]\n{key} = {value}"));
         let wanted = format!("{section}.{key}");

@@ -7,7 +7,11 @@
 //! `now` and `chance` (in `0.0..1.0`) are arguments and a change of phase is returned, so that
 //! the caller can log it outside its lock and a test can drive years in a moment. Each call costs
 //! the same however many went before.
+//!
+//! A person may force it open or closed, or have it observe only; see [`Mode`]. `docs/breaker.md`
+//! has all rules, beside those of other breakers.
 
+mod admission;
 mod settings;
 mod transition;
 mod window;
@@ -16,59 +20,17 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use admission::Verdict;
+pub(crate) use admission::{Admission, Permit, Refusal};
 pub use settings::Settings;
-pub(crate) use transition::{Phase, Transition, Why};
+pub(crate) use transition::{Numbers, Phase, Transition, Why};
 pub(crate) use window::Counts;
 use window::Window;
 
+use crate::steer::Mode;
+
 /// How long a call that found all probes taken is sent away, before it is spread.
 const PROBES_TAKEN_WAIT: Duration = Duration::from_secs(1);
-
-/// What a call says about the health of the dependency. That is not what it says about the
-/// request: a dependency that refuses a bad request is well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// It answered as a healthy service does.
-    Success,
-    /// It failed: a timeout, no connection, an answer that admits a fault.
-    Failure {
-        /// When it asked to be called again, if it did. An open time is not shorter than this.
-        retry_after: Option<Duration>,
-    },
-    /// It is well but wants fewer calls (HTTP 429). Not a failure; with a time given, no call is
-    /// let through before that.
-    Throttled {
-        /// When it asked to be called again, if it did.
-        retry_after: Option<Duration>,
-    },
-    /// The call was given up or never sent: it says nothing either way.
-    Silent,
-}
-
-/// Leave for one call, to be handed back to [`Breaker::record`].
-#[derive(Debug)]
-#[must_use = "a permit that is not recorded holds a probe's place until it expires"]
-pub(crate) struct Permit {
-    generation: u64,
-    id: u64,
-    since: Instant,
-}
-
-/// A call that may go ahead.
-#[derive(Debug)]
-pub(crate) struct Admission {
-    /// To be handed back with the verdict.
-    pub(crate) permit: Permit,
-    /// The change that letting it through made: from open to half-open.
-    pub(crate) transition: Option<Transition>,
-}
-
-/// A call that may not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Refusal {
-    /// When to ask again, spread so that those refused together do not come back together.
-    pub(crate) retry_in: Duration,
-}
 
 #[derive(Debug)]
 #[expect(
@@ -78,7 +40,7 @@ pub(crate) struct Refusal {
 enum State {
     Closed { window: Window, consecutive: u32, since: Instant },
     Open { until: Instant },
-    HalfOpen { probes: Vec<Probe>, succeeded: u32 },
+    HalfOpen { probes: Vec<Probe>, succeeded: u32, since: Instant },
 }
 
 /// A probe under way. It loses its place when it expires, but not its say: its verdict counts
@@ -93,6 +55,7 @@ struct Probe {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     settings: Settings,
+    mode: Mode,
     state: State,
     /// Goes up with each change of phase: a permit of an older one has no say any more.
     generation: u64,
@@ -100,20 +63,28 @@ pub(crate) struct Breaker {
     /// Times it opened for failures without a lasting recovery between.
     trips: u32,
     last_open: Duration,
+    /// Times it opened by its own rules, ever.
+    opened: u64,
 }
 
 impl Breaker {
-    /// A closed breaker. The settings must have no [`Settings::problems`].
+    /// A closed breaker, or an open one where the settings force that. They must have no
+    /// [`Settings::problems`].
     pub(crate) fn new(settings: Settings, now: Instant) -> Self {
         let window = Window::new(settings.window, now);
-        Self {
-            settings,
+        let mut breaker = Self {
+            mode: Mode::Automatic,
             state: State::Closed { window, consecutive: 0, since: now },
             generation: 0,
             next_id: 0,
             trips: 0,
             last_open: Duration::ZERO,
-        }
+            opened: 0,
+            settings,
+        };
+        // Nobody has to be told how it begins.
+        let _begins = breaker.set_mode(breaker.settings.mode, now);
+        breaker
     }
 
     /// The phase it is in. An open breaker whose time is over says open until a call comes.
@@ -125,29 +96,85 @@ impl Breaker {
         }
     }
 
+    /// Who decides.
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Changes who decides, and returns the change of phase that comes with it.
+    ///
+    /// Forced open it forgets what it knew, so that probes decide once it is automatic again.
+    /// Forced closed it counts, so that it knows. Observing, it goes on as it stands, and so does
+    /// what was observed when it is automatic again.
+    pub(crate) fn set_mode(&mut self, mode: Mode, now: Instant) -> Option<Transition> {
+        if mode == self.mode {
+            return None;
+        }
+        self.mode = mode;
+        let forced = match (mode, self.phase()) {
+            (Mode::Open, _) => State::Open { until: now },
+            (Mode::Closed, Phase::Open | Phase::HalfOpen) => self.fresh(now),
+            (Mode::Closed, Phase::Closed) | (Mode::Automatic | Mode::Observe, _) => return None,
+        };
+        let transition = self.change(forced, Why::Steered, None);
+        (transition.from != transition.to).then_some(transition)
+    }
+
     /// Whether a call would be let through at `now`.
     pub(crate) fn admits(&self, now: Instant) -> bool {
-        match &self.state {
-            State::Closed { .. } => true,
-            State::Open { until } => *until <= now,
-            State::HalfOpen { probes, .. } => {
+        match (self.mode, &self.state) {
+            (Mode::Open, _) => false,
+            (Mode::Observe, _) | (_, State::Closed { .. }) => true,
+            (_, State::Open { until }) => *until <= now,
+            (_, State::HalfOpen { probes, .. }) => {
                 let under_way = probes.iter().filter(|probe| probe.expires > now).count();
                 under_way < self.settings.probes as usize
             }
         }
     }
 
-    /// Lets one call through, or says when to ask again.
-    pub(crate) fn admit(&mut self, now: Instant, chance: f64) -> Result<Admission, Refusal> {
-        let mut transition = None;
-        if let State::Open { until } = self.state {
-            if now < until {
-                // The first of them find the probes; the others come in over the time that the
-                // breaker would have been open anyway.
-                let spread = self.settings.open_for.mul_f64(chance);
-                return Err(Refusal { retry_in: until - now + spread });
+    /// Lets one call through, or says when to ask again. A `last` one has no attempt left after
+    /// this: it is a probe only when nobody else has come to be one for a whole `open_for`.
+    pub(crate) fn admit(
+        &mut self,
+        last: bool,
+        now: Instant,
+        chance: f64,
+    ) -> Result<Admission, Refusal> {
+        if self.mode == Mode::Open {
+            return Err(Refusal { retry_in: self.settings.open_for.mul_f64(1.0 + chance) });
+        }
+        match self.judge(last, now, chance) {
+            Err(_) if self.mode == Mode::Observe => {
+                let permit = Permit { generation: None, id: 0, since: now };
+                Ok(Admission { permit, transition: None, unenforced: true })
             }
-            let half_open = State::HalfOpen { probes: Vec::new(), succeeded: 0 };
+            judged => judged,
+        }
+    }
+
+    /// What its own rules say.
+    fn judge(&mut self, last: bool, now: Instant, chance: f64) -> Result<Admission, Refusal> {
+        let spread = self.settings.open_for.mul_f64(chance);
+        let probes_since = match &self.state {
+            State::Closed { .. } => None,
+            // The first of them find the probes; the others come in over the time that the
+            // breaker would have been open anyway.
+            State::Open { until } if now < *until => {
+                return Err(Refusal { retry_in: *until - now + spread });
+            }
+            State::Open { until } => Some(*until),
+            State::HalfOpen { since, .. } => Some(*since),
+        };
+        if let Some(since) = probes_since.filter(|_| last) {
+            let not_before = since + self.settings.open_for;
+            if now < not_before {
+                return Err(Refusal { retry_in: not_before - now + PROBES_TAKEN_WAIT.min(spread) });
+            }
+        }
+        let mut transition = None;
+        if let State::Open { .. } = self.state {
+            let half_open = State::HalfOpen { probes: Vec::new(), succeeded: 0, since: now };
             transition = Some(self.change(half_open, Why::OpenTimeOver, None));
         }
         let id = self.next_id;
@@ -160,8 +187,8 @@ impl Breaker {
             probes.push(Probe { id, expires: now + self.settings.probe_timeout });
         }
         self.next_id += 1;
-        let permit = Permit { generation: self.generation, id, since: now };
-        Ok(Admission { permit, transition })
+        let permit = Permit { generation: Some(self.generation), id, since: now };
+        Ok(Admission { permit, transition, unenforced: false })
     }
 
     /// Takes the verdict of a call that was let through.
@@ -174,14 +201,15 @@ impl Breaker {
         chance: f64,
     ) -> Option<Transition> {
         let Permit { generation, id, since } = permit;
-        if generation != self.generation {
+        if generation != Some(self.generation) {
             return None;
         }
-        let slow = now.saturating_duration_since(since) >= self.settings.slow_call;
+        let slow = verdict == Verdict::Slow
+            || now.saturating_duration_since(since) >= self.settings.slow_call;
         match &mut self.state {
             State::Closed { window, consecutive, .. } => {
                 let retry_after = match verdict {
-                    Verdict::Success => {
+                    Verdict::Success | Verdict::Slow => {
                         *consecutive = 0;
                         None
                     }
@@ -189,25 +217,31 @@ impl Breaker {
                         *consecutive = consecutive.saturating_add(1);
                         retry_after
                     }
-                    Verdict::Throttled { retry_after: Some(asked) } if !asked.is_zero() => {
-                        return Some(self.hold(asked, now));
+                    Verdict::Throttled { retry_after: Some(asked) }
+                        if !asked.is_zero() && self.mode != Mode::Closed =>
+                    {
+                        return Some(self.hold(self.told(asked, chance), now));
                     }
-                    Verdict::Throttled { .. } | Verdict::Silent => return None,
+                    Verdict::Throttled { .. } | Verdict::Ignored => return None,
                 };
                 let failed = matches!(verdict, Verdict::Failure { .. });
                 let counts = window.add(now, failed, slow);
+                if self.mode == Mode::Closed {
+                    return None;
+                }
                 let why = self.settings.tripped(counts, *consecutive)?;
                 Some(self.trip(why, retry_after, now, chance))
             }
-            State::HalfOpen { probes, succeeded } => {
+            State::HalfOpen { probes, succeeded, .. } => {
                 probes.retain(|probe| probe.id != id);
                 match verdict {
-                    Verdict::Success if slow => {
-                        Some(self.trip(Why::ProbeFailed, None, now, chance))
-                    }
-                    Verdict::Success => {
+                    Verdict::Success if !slow => {
                         *succeeded += 1;
-                        (*succeeded >= self.settings.successes).then(|| self.close(now))
+                        (*succeeded >= self.settings.successes)
+                            .then(|| self.change(self.fresh(now), Why::Recovered, None))
+                    }
+                    Verdict::Success | Verdict::Slow => {
+                        Some(self.trip(Why::ProbeFailed, None, now, chance))
                     }
                     Verdict::Failure { retry_after } => {
                         Some(self.trip(Why::ProbeFailed, retry_after, now, chance))
@@ -215,15 +249,28 @@ impl Breaker {
                     Verdict::Throttled { retry_after } => {
                         // Without a time given it still must not be probed in a tight loop.
                         let asked = retry_after.filter(|asked| !asked.is_zero());
-                        let wait = asked.unwrap_or_else(|| self.open_time(chance));
-                        Some(self.hold(wait, now))
+                        let wait = asked.map(|asked| self.told(asked, chance));
+                        Some(self.hold(wait.unwrap_or_else(|| self.open_time(chance)), now))
                     }
-                    Verdict::Silent => None,
+                    Verdict::Ignored => None,
                 }
             }
             // No permit is given while open, so none has this generation.
             State::Open { .. } => None,
         }
+    }
+
+    /// How it stands, for people.
+    pub(crate) fn numbers(&mut self, now: Instant) -> Numbers {
+        let (counts, consecutive, open_for) = match &mut self.state {
+            State::Closed { window, consecutive, .. } => (window.counts(now), *consecutive, None),
+            State::Open { until } if self.mode != Mode::Open => {
+                (Counts::default(), 0, Some(until.saturating_duration_since(now)))
+            }
+            State::Open { .. } | State::HalfOpen { .. } => (Counts::default(), 0, None),
+        };
+        let (phase, mode, opened) = (self.phase(), self.mode, self.opened);
+        Numbers { phase, mode, counts, consecutive, opened, open_for }
     }
 
     /// Opens because of failures: each time for longer, until it has once stayed closed.
@@ -237,21 +284,27 @@ impl Breaker {
             }
         }
         self.trips = self.trips.saturating_add(1);
-        let wait =
-            self.open_time(chance).max(asked.unwrap_or_default()).min(self.settings.open_max);
+        let told = asked.map(|asked| self.told(asked, chance)).unwrap_or_default();
+        let wait = self.open_time(chance).max(told);
         self.last_open = wait;
         self.change(State::Open { until: now + wait }, why, Some(wait))
     }
 
     /// Opens because the dependency said so, which is no failure and lets no open time grow.
-    fn hold(&mut self, asked: Duration, now: Instant) -> Transition {
-        let wait = asked.min(self.settings.open_max);
+    fn hold(&mut self, wait: Duration, now: Instant) -> Transition {
         self.change(State::Open { until: now + wait }, Why::Throttled, Some(wait))
     }
 
-    fn close(&mut self, now: Instant) -> Transition {
+    fn fresh(&self, now: Instant) -> State {
         let window = Window::new(self.settings.window, now);
-        self.change(State::Closed { window, consecutive: 0, since: now }, Why::Recovered, None)
+        State::Closed { window, consecutive: 0, since: now }
+    }
+
+    /// The time that the dependency asked for, as far as it is believed, and a little more by
+    /// chance: many workers were told the same, and none must come before.
+    fn told(&self, asked: Duration, chance: f64) -> Duration {
+        let asked = asked.min(self.settings.retry_after_max);
+        asked + self.settings.open_for.min(asked / 2).mul_f64(chance)
     }
 
     /// The open time after `trips` trips: doubled each time up to the longest, and between half
@@ -272,7 +325,9 @@ impl Breaker {
         };
         self.state = to;
         self.generation += 1;
-        Transition { from, to: self.phase(), why, counts, consecutive, open_for }
+        let to = self.phase();
+        self.opened += u64::from(to == Phase::Open && why != Why::Steered);
+        Transition { from, to, why, mode: self.mode, counts, consecutive, open_for }
     }
 }
 

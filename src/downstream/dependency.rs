@@ -6,20 +6,21 @@ use std::{
 };
 
 use rustls::RootCertStore;
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use super::{
     CallSettings, Settings,
-    breaker::{Admission, Breaker, Permit, Phase, Refusal, Transition, Verdict},
+    breaker::{Admission, Breaker, Permit, Refusal, Verdict},
     classify,
     client::Client,
+    limit::{Limit, Place},
+    standing::Standing,
+    tell,
 };
 use crate::{
     outcome::{ErrorCode, Failure, StepError},
     request::Request,
+    steer::Mode,
     telemetry::metrics,
 };
 
@@ -48,7 +49,7 @@ impl<T> From<Result<T, StepError>> for Judged<T> {
             Err(StepError::Transient { retry_in, .. }) => {
                 Verdict::Failure { retry_after: *retry_in }
             }
-            Err(StepError::NotAdmitted { .. }) => Verdict::Silent,
+            Err(StepError::NotAdmitted { .. }) => Verdict::Ignored,
         };
         Self { result, verdict }
     }
@@ -60,8 +61,10 @@ pub struct Dependency {
     name: String,
     client: Client,
     timeout: Duration,
-    limit: Semaphore,
+    limit: Limit,
     breaker: Mutex<Breaker>,
+    /// What holds where nobody steers.
+    configured: (Mode, usize),
 }
 
 impl Dependency {
@@ -73,12 +76,20 @@ impl Dependency {
     ) -> Result<Self, String> {
         let breaker = Breaker::new(settings.breaker.clone(), Instant::now());
         metrics::breaker_state(name, breaker.phase().name());
+        metrics::breaker_mode(name, breaker.mode().name());
         Ok(Self {
             name: name.to_owned(),
             client: Client::new(settings, roots)?,
             timeout: settings.timeout,
-            limit: Semaphore::new(settings.max_in_flight),
+            limit: match settings.adaptive {
+                true => {
+                    let (fewest, most) = (settings.min_in_flight, settings.max_in_flight);
+                    Limit::learning(fewest, most, Instant::now())
+                }
+                false => Limit::fixed(settings.max_in_flight),
+            },
             breaker: Mutex::new(breaker),
+            configured: (settings.breaker.mode, settings.max_in_flight),
         })
     }
 
@@ -98,6 +109,40 @@ impl Dependency {
         self.breaker().admits(Instant::now())
     }
 
+    /// How it stands now.
+    pub fn standing(&self) -> Standing {
+        let numbers = self.breaker().numbers(Instant::now());
+        Standing::new(numbers, self.limit.taken(), self.limit.wanted())
+    }
+
+    /// Steers it: who decides about its breaker, and how many calls may be under way at once.
+    /// `None` is what the settings say. Returns what was changed, name and new value.
+    pub fn steer(&self, mode: Option<Mode>, limit: Option<usize>) -> Vec<(&'static str, String)> {
+        let mut changed = Vec::new();
+        let (mode, limit) = (mode.unwrap_or(self.configured.0), limit.unwrap_or(self.configured.1));
+        let (before, transition) = {
+            let mut breaker = self.breaker();
+            (breaker.mode(), breaker.set_mode(mode, Instant::now()))
+        };
+        if mode != before {
+            metrics::breaker_mode(&self.name, mode.name());
+            changed.push(("breaker", mode.name().to_owned()));
+        }
+        tell::transition(&self.name, transition);
+        if self.limit.most() != limit {
+            self.limit.set(limit);
+            changed.push(("limit", limit.to_string()));
+        }
+        changed
+    }
+
+    /// Exports what changes without a call.
+    pub fn export(&self) {
+        let standing = self.standing();
+        metrics::breaker_state(&self.name, standing.state);
+        metrics::calls_in_flight(&self.name, standing.in_flight, standing.max_in_flight);
+    }
+
     /// Runs any work under the breaker, the limit and the timeout of this dependency, for
     /// handlers written in Rust. The work is polled only once it is let through; it gets `budget`
     /// or the dependency's timeout, whichever is less. Work that is dropped gives its place back
@@ -111,7 +156,7 @@ impl Dependency {
         budget: Duration,
         work: impl Future<Output = Judged<T>>,
     ) -> Result<T, StepError> {
-        self.guarded(&format!("call to {}", self.name), budget, work).await
+        self.guarded(&format!("call to {}", self.name), false, budget, work).await
     }
 
     /// See [`super::Downstream::call`].
@@ -119,11 +164,14 @@ impl Dependency {
         &self,
         call: &CallSettings,
         request: &Request,
+        last: bool,
         budget: Duration,
     ) -> Result<Option<String>, StepError> {
         let what = format!("{} to {}", call.method, self.name);
         match self.client.prepare(call, request) {
-            Ok(prepared) => self.guarded(&what, budget, self.client.send(&what, prepared)).await,
+            Ok(prepared) => {
+                self.guarded(&what, last, budget, self.client.send(&what, prepared)).await
+            }
             Err(why) => {
                 metrics::call(&self.name, "refused", None);
                 let error = format!("{what} was not sent: {why}");
@@ -140,6 +188,7 @@ impl Dependency {
     async fn guarded<T>(
         &self,
         what: &str,
+        last: bool,
         budget: Duration,
         work: impl Future<Output = Judged<T>>,
     ) -> Result<T, StepError> {
@@ -150,7 +199,7 @@ impl Dependency {
             ));
         }
         let asked = Instant::now();
-        let leave = self.admit(budget).await?;
+        let leave = self.admit(last, budget).await?;
         let time = budget.saturating_sub(asked.elapsed()).min(self.timeout);
         let Judged { result, verdict } = match tokio::time::timeout(time, work).await {
             Ok(judged) => judged,
@@ -161,7 +210,7 @@ impl Dependency {
                 let error = format!("{what} did not end within {time_text} ({whose})");
                 let telling = time >= self.timeout / TELLING_PART;
                 let verdict =
-                    if telling { Verdict::Failure { retry_after: None } } else { Verdict::Silent };
+                    if telling { Verdict::Failure { retry_after: None } } else { Verdict::Ignored };
                 Judged { result: Err(classify::transient(error, None)), verdict }
             }
         };
@@ -171,30 +220,33 @@ impl Dependency {
 
     /// A place under the limit first, so that no probe is spent on a call without one. Who finds
     /// none waits in line for it, unless the breaker would refuse it anyway.
-    async fn admit(&self, budget: Duration) -> Result<Leave<'_>, StepError> {
+    async fn admit(&self, last: bool, budget: Duration) -> Result<Leave<'_>, StepError> {
         let not_admitted = |retry_in| {
             metrics::call(&self.name, "not_admitted", None);
             StepError::NotAdmitted { on: self.name.clone(), retry_in }
         };
         let chance = fastrand::f64();
-        let place = match self.limit.try_acquire() {
-            Ok(place) => Some(place),
-            Err(_) if !self.admits() => None,
+        let place = match self.limit.try_take() {
+            Some(place) => Some(place),
+            None if !self.admits() => None,
             // No longer than half of its time, so that a place is worth having.
-            Err(_) => tokio::time::timeout(LIMIT_WAIT.min(budget / 2), self.limit.acquire())
+            None => tokio::time::timeout(LIMIT_WAIT.min(budget / 2), self.limit.take())
                 .await
                 .ok()
-                .and_then(Result::ok),
+                .flatten(),
         };
         let Some(place) = place else {
             return Err(not_admitted(LIMIT_WAIT.mul_f64(0.5 + chance)));
         };
         let now = Instant::now();
-        let admitted = self.breaker().admit(now, chance);
+        let admitted = self.breaker().admit(last, now, chance);
         match admitted {
-            Ok(Admission { permit, transition }) => {
-                self.announce(transition);
-                Ok(Leave { dependency: self, permit: Some(permit), since: now, _place: place })
+            Ok(Admission { permit, transition, unenforced }) => {
+                tell::transition(&self.name, transition);
+                if unenforced {
+                    metrics::breaker_unenforced(&self.name);
+                }
+                Ok(Leave { dependency: self, permit: Some(permit), since: now, place })
             }
             Err(Refusal { retry_in }) => Err(not_admitted(retry_in)),
         }
@@ -202,39 +254,7 @@ impl Dependency {
 
     fn record(&self, permit: Permit, verdict: Verdict) {
         let transition = self.breaker().record(permit, verdict, Instant::now(), fastrand::f64());
-        self.announce(transition);
-    }
-
-    /// Tells a change to the log and the metrics; to be called without the lock.
-    fn announce(&self, transition: Option<Transition>) {
-        let Some(Transition { from, to, why, counts, consecutive, open_for }) = transition else {
-            return;
-        };
-        metrics::breaker_transition(&self.name, to.name());
-        macro_rules! line {
-            ($level:ident, $text:literal) => {
-                tracing::$level!(
-                    event = "breaker.transition",
-                    dependency = %self.name,
-                    from = from.name(),
-                    to = to.name(),
-                    why = why.name(),
-                    calls = counts.calls,
-                    failed = counts.failed,
-                    slow = counts.slow,
-                    consecutive,
-                    open_ms = open_for.map(|time| time.as_millis() as u64),
-                    $text
-                )
-            };
-        }
-        match to {
-            Phase::Open => line!(warn, "breaker opened: calls to this dependency are held back"),
-            Phase::HalfOpen => line!(info, "breaker is half-open: a few calls are let through"),
-            Phase::Closed => {
-                line!(info, "breaker closed: calls to this dependency go through again");
-            }
-        }
+        tell::transition(&self.name, transition);
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
@@ -250,7 +270,7 @@ struct Leave<'a> {
     dependency: &'a Dependency,
     permit: Option<Permit>,
     since: Instant,
-    _place: SemaphorePermit<'a>,
+    place: Place<'a>,
 }
 
 impl Leave<'_> {
@@ -266,6 +286,11 @@ impl Leave<'_> {
 
     fn end(&mut self, verdict: Verdict, result: &'static str) {
         if let Some(permit) = self.permit.take() {
+            match verdict {
+                Verdict::Success => self.place.succeeded(self.since, Instant::now()),
+                Verdict::Throttled { .. } => self.place.throttled(),
+                Verdict::Slow | Verdict::Failure { .. } | Verdict::Ignored => {}
+            }
             self.dependency.record(permit, verdict);
             metrics::call(&self.dependency.name, result, Some(self.since.elapsed()));
         }
@@ -274,6 +299,6 @@ impl Leave<'_> {
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        self.end(Verdict::Silent, "cancelled");
+        self.end(Verdict::Ignored, "cancelled");
     }
 }

@@ -7,11 +7,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::{breaker, call::header_problem};
+use crate::steer::MOST_IN_FLIGHT;
 
 /// No call takes longer: an hour.
 const LONGEST: Duration = Duration::from_secs(60 * 60);
-/// More connections than this to one service are a mistake in the settings.
-const MOST_IN_FLIGHT: usize = 100_000;
 /// A response is held in memory and goes into the ledger: 64 MiB.
 const LARGEST_RESPONSE: usize = 64 * 1024 * 1024;
 
@@ -32,6 +31,11 @@ pub struct Settings {
     pub max_response_bytes: usize,
     /// Calls under way at once; what comes on top is parked for a moment.
     pub max_in_flight: usize,
+    /// Whether the limit learns from how long calls take, between `min_in_flight` and
+    /// `max_in_flight`.
+    pub adaptive: bool,
+    /// A limit that learns is never lower, but for the moments in which it tries out half of itself.
+    pub min_in_flight: usize,
     /// Requests parked on this dependency before the worker stops consuming.
     pub max_parked: u64,
     /// Headers sent with every call, such as `authorization`.
@@ -95,6 +99,8 @@ impl Settings {
         check(right, "max_response_bytes", "must be between 1 and 67108864 (64 MiB)");
         let right = (1..=MOST_IN_FLIGHT).contains(&self.max_in_flight);
         check(right, "max_in_flight", "must be between 1 and 100000");
+        let right = (1..=self.max_in_flight.max(1)).contains(&self.min_in_flight);
+        check(right, "min_in_flight", "must be at least 1 and not more than max_in_flight");
         check(self.max_parked > 0, "max_parked", "is 0, must be at least 1");
         for (name, value) in &self.headers {
             if let Some(wrong) = header_problem(name, value.expose_secret()) {

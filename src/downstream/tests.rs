@@ -11,7 +11,10 @@ use bytes::Bytes;
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::*;
-use crate::request::{Message, Properties, decode};
+use crate::{
+    request::{Message, Properties, decode},
+    steer::Mode,
+};
 use server::{Server, closed_port};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -32,10 +35,14 @@ fn settings(url: &str) -> Settings {
         connect_timeout: 10 * SECOND,
         max_response_bytes: 1024,
         max_in_flight: 8,
+        adaptive: false,
+        min_in_flight: 1,
         max_parked: 100,
         headers: BTreeMap::from([("authorization".into(), "Bearer hush".into())]),
         ca_file: None,
         breaker: breaker::Settings {
+            mode: Mode::Automatic,
+            retry_after_max: Duration::from_secs(600),
             failure_rate: 0.5,
             window: 10 * SECOND,
             minimum_calls: 100,
@@ -65,7 +72,7 @@ fn post() -> CallSettings {
 }
 
 async fn call(downstream: &Downstream) -> Result<Option<String>, StepError> {
-    can_be_spawned(downstream.call(&post(), &request("r-1"), AMPLE)).await
+    can_be_spawned(downstream.call(&post(), &request("r-1"), false, AMPLE)).await
 }
 
 fn can_be_spawned<T: Send>(call: T) -> T {
@@ -135,11 +142,8 @@ async fn a_refusal_names_the_status_and_never_what_was_said() {
         let expected = "POST to geocoder answered 422 Unprocessable Entity";
         assert_eq!(error, StepError::Refused(Failure::new(ErrorCode::CallRefused, expected)));
     }
-    assert_eq!(
-        downstream.states(),
-        [("geocoder".to_owned(), "closed")],
-        "a service that refuses is well"
-    );
+    let state = downstream.get("geocoder").unwrap().state();
+    assert_eq!(state, "closed", "a service that refuses is well");
 }
 
 #[tokio::test]
@@ -147,7 +151,7 @@ async fn a_call_that_no_url_can_hold_is_refused_unsent() {
     let downstream = downstream(settings(&closed_port().await));
     let mut request = request("r-1");
     request.user_id = "..".into();
-    let error = downstream.call(&post(), &request, AMPLE).await.unwrap_err();
+    let error = downstream.call(&post(), &request, false, AMPLE).await.unwrap_err();
     assert!(matches!(error, StepError::Refused(_)), "{error:?}");
 }
 
@@ -166,7 +170,7 @@ async fn any_answer_in_http_counts_as_reached() {
     let reachable = downstream(settings(&server.url));
     assert_eq!(reachable.reach("geocoder").await, Ok(()));
     assert_eq!(server.seen().await.line, "HEAD / HTTP/1.1");
-    assert_eq!(reachable.states(), [("geocoder".to_owned(), "closed")]);
+    assert_eq!(reachable.get("geocoder").unwrap().state(), "closed");
 }
 
 #[tokio::test]

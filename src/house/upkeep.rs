@@ -1,7 +1,7 @@
 //! What goes on beside the corridor: health, counts, and telling why nothing is consumed.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -13,11 +13,13 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::helm::Helm;
 use crate::{
     admin::{Health, Readiness},
     config::Config,
+    downstream::Dependency,
     handler::Handler,
-    ledger::{Counts, Ledger},
+    ledger::Counts,
     pause::{Pauses, Reason},
     queue::Status,
     stop::Stop,
@@ -29,16 +31,26 @@ pub(super) struct House {
     pub(super) pauses: Pauses,
     pub(super) stop: Stop,
     queue: OnceLock<watch::Receiver<Status>>,
+    helm: OnceLock<Arc<Helm>>,
 }
 
 impl House {
     pub(super) fn new(pauses: Pauses, stop: Stop) -> Self {
-        Self { pauses, stop, queue: OnceLock::new() }
+        Self { pauses, stop, queue: OnceLock::new(), helm: OnceLock::new() }
     }
 
     /// The queue has been opened.
     pub(super) fn opened(&self, queue: watch::Receiver<Status>) {
         let _only_once = self.queue.set(queue).is_ok();
+    }
+
+    /// It can be steered.
+    pub(super) fn manned(&self, helm: Arc<Helm>) {
+        let _only_once = self.helm.set(helm).is_ok();
+    }
+
+    pub(super) fn helm(&self) -> Option<&Arc<Helm>> {
+        self.helm.get()
     }
 }
 
@@ -70,16 +82,25 @@ impl Health for House {
 pub(super) fn start(
     house: Arc<House>,
     handler: Arc<Handler>,
+    helm: Arc<Helm>,
     config: &Config,
     slots: Arc<Semaphore>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let dependencies = config.dependencies.iter();
-    let limits =
-        dependencies.map(|(name, dependency)| (name.clone(), dependency.max_parked)).collect();
-    let ledger = handler.ledger.clone();
+    let dependencies = config.dependencies.iter().map(|(name, dependency)| Bound {
+        on: name.clone(),
+        reason: Reason::Breaker(name.clone()),
+        limit: dependency.max_parked,
+    });
+    let kinds = handler.kinds.iter().map(|kind| Bound {
+        on: kind.parked_on(),
+        reason: Reason::Kind(kind.name.clone()),
+        limit: kind.max_parked,
+    });
+    let bounds = dependencies.chain(kinds).collect();
     tasks.spawn(tell_pauses(house.pauses.clone()));
-    tasks.spawn(count(house.pauses.clone(), ledger, limits, config.worker.counts_interval));
+    tasks.spawn(Arc::clone(&helm).follow(config.worker.steering_interval));
+    tasks.spawn(count(handler.clone(), helm, bounds, config.worker.counts_interval));
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
     tasks.spawn(renew_leases(handler));
     tasks
@@ -122,27 +143,31 @@ async fn tell_pauses(pauses: Pauses) {
     }
 }
 
+/// How much may be parked on something, and why nothing is consumed where it is more.
+struct Bound {
+    on: String,
+    reason: Reason,
+    limit: u64,
+}
+
 /// Exports what is in the ledger, and pauses where too much is parked.
-async fn count(
-    pauses: Pauses,
-    ledger: Arc<Ledger>,
-    limits: BTreeMap<String, u64>,
-    every: Duration,
-) {
+async fn count(handler: Arc<Handler>, helm: Arc<Helm>, bounds: Vec<Bound>, every: Duration) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = BTreeSet::new();
     loop {
         ticks.tick().await;
-        if pauses.contains(&Reason::Postgres) {
+        handler.downstream.iter().for_each(Dependency::export);
+        if handler.pauses.contains(&Reason::Postgres) {
             continue;
         }
-        let Ok(counts) = ledger.counts().await else { continue };
+        let Ok(counts) = handler.ledger.counts().await else { continue };
         export(&counts, &mut seen);
-        for (dependency, limit) in &limits {
+        helm.counted(&counts);
+        for bound in &bounds {
             let parked =
-                counts.parked.iter().find(|(on, _)| on == dependency).map_or(0, |(_, rows)| *rows);
-            bound(&pauses, dependency, parked, *limit);
+                counts.parked.iter().find(|(on, _)| *on == bound.on).map_or(0, |(_, rows)| *rows);
+            bound.keep(&handler.pauses, parked);
         }
     }
 }
@@ -167,18 +192,20 @@ fn export(counts: &Counts, seen: &mut BTreeSet<String>) {
     }
 }
 
-/// Pauses above the limit, and goes on below nine tenths of it, so that it does not flutter.
-fn bound(pauses: &Pauses, dependency: &str, parked: u64, limit: u64) {
-    let reason = Reason::Breaker(dependency.to_owned());
-    if parked >= limit {
-        if pauses.add(reason) {
-            warn!(
-                event = "worker.parked_full",
-                dependency, parked, limit, "too much is parked on a dependency"
-            );
+impl Bound {
+    /// Pauses above the limit, and goes on below nine tenths of it, so that it does not flutter.
+    fn keep(&self, pauses: &Pauses, parked: u64) {
+        let Self { on, reason, limit } = self;
+        if parked >= *limit {
+            if pauses.add(reason.clone()) {
+                warn!(
+                    event = "worker.parked_full",
+                    on, parked, limit, "too much is parked, so nothing is consumed"
+                );
+            }
+        } else if parked < limit - limit / 10 {
+            pauses.remove(reason);
         }
-    } else if parked < limit - limit / 10 {
-        pauses.remove(&reason);
     }
 }
 
@@ -198,8 +225,10 @@ mod tests {
     #[test]
     fn too_much_parked_pauses_until_it_has_clearly_become_less() {
         let pauses = Pauses::default();
+        let reason = Reason::Breaker("mailer".to_owned());
+        let bound = Bound { on: "mailer".to_owned(), reason, limit: 100 };
         let paused = |parked| {
-            bound(&pauses, "mailer", parked, 100);
+            bound.keep(&pauses, parked);
             pauses.is_paused()
         };
         assert_eq!(

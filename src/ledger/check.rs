@@ -40,17 +40,27 @@ impl Ledger {
         let schema = self.settings.schema.clone();
         let asked = session::with(&self.pool, self.patience(), async |client| {
             let mut findings = Vec::new();
-            for table in ["requests", "attempts", "unreadable"] {
+            const ALL: &[&str] = &["select", "insert", "update", "delete"];
+            for (table, rights) in [
+                ("requests", ALL),
+                ("attempts", ALL),
+                ("unreadable", ALL),
+                ("steering", ALL),
+                ("audit", &["select", "insert"]),
+            ] {
                 let name = format!("{schema}.{table}");
                 let row = client
-                    .query_one("select bool_and(has_table_privilege($1, p)), current_user::text
-                           from unnest(array['select', 'insert', 'update', 'delete']) p",
-                        &[&name],
+                    .query_one(
+                        "select bool_and(has_table_privilege($1, p)), current_user::text
+                           from unnest($2::text[]) p",
+                        &[&name, &rights],
                     )
                     .await?;
                 if !row.get::<_, bool>(0) {
-                    let user: String = row.get(1);
-                    findings.push(format!("user {user} may not work on {name}; grant select, insert, update, delete on {name} to {user}"));
+                    let (user, rights): (String, _) = (row.get(1), rights.join(", "));
+                    findings.push(format!(
+                        "user {user} may not work on {name}; grant {rights} on {name} to {user}"
+                    ));
                 }
             }
             Ok(findings)

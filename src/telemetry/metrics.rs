@@ -111,6 +111,8 @@ names! {
     // The ledger
     gauge LEDGER_ROWS = "longshore_ledger_requests", Count, ["state"],
         "Requests in the ledger that are not done: running, waiting, parked, dead";
+    gauge KIND_PAUSED = "longshore_kind_paused", Count, ["kind"],
+        "1 while an operator has paused the kind: its requests are parked";
     gauge PARKED = "longshore_parked", Count, ["on"],
         "Requests parked, by what they wait for";
     counter TAKEOVERS = "longshore_takeovers_total", Count, [],
@@ -134,8 +136,16 @@ names! {
         "Calls to a dependency, from admission to the last byte";
     counter CALLS = "longshore_calls_total", Count, ["dependency", "result"],
         "Calls to a dependency: ok, refused, transient, not_admitted, cancelled";
+    gauge CALLS_IN_FLIGHT = "longshore_calls_in_flight", Count, ["dependency"],
+        "Calls under way to a dependency";
+    gauge CALLS_LIMIT = "longshore_calls_limit", Count, ["dependency"],
+        "Calls that may be under way at once to a dependency";
     gauge BREAKER_STATE = "longshore_breaker_state", Count, ["dependency", "state"],
-        "1 for the state the breaker is in: closed, open, half_open; 0 for the others";
+        "1 for the state the breaker is in (while it observes: would be in): closed, open, half_open; 0 for the others";
+    gauge BREAKER_MODE = "longshore_breaker_mode", Count, ["dependency", "mode"],
+        "1 for who decides about the breaker: automatic, open, closed, observe; 0 for the others";
+    counter BREAKER_UNENFORCED = "longshore_breaker_unenforced_total", Count, ["dependency"],
+        "Calls let through only because the breaker does no more than observe";
     counter BREAKER_TRANSITIONS = "longshore_breaker_transitions_total", Count, ["dependency", "to"],
         "Changes of a breaker's state";
     // The process
@@ -247,6 +257,11 @@ pub fn parked(on: &str, rows: u64) {
     gauge!(PARKED, "on" => on.to_owned()).set(rows as f64);
 }
 
+/// Whether an operator has paused a kind.
+pub fn kind_paused(kind: &str, on: bool) {
+    gauge!(KIND_PAUSED, "kind" => kind.to_owned()).set(f64::from(u8::from(on)));
+}
+
 /// A request was taken over.
 pub fn taken_over() {
     counter!(TAKEOVERS).increment(1);
@@ -300,6 +315,25 @@ pub fn breaker_state(dependency: &str, now: &'static str) {
         let value = f64::from(u8::from(state == now));
         gauge!(BREAKER_STATE, "dependency" => dependency.to_owned(), "state" => state).set(value);
     }
+}
+
+/// Who decides about a breaker now.
+pub fn breaker_mode(dependency: &str, now: &'static str) {
+    for mode in ["automatic", "open", "closed", "observe"] {
+        let value = f64::from(u8::from(mode == now));
+        gauge!(BREAKER_MODE, "dependency" => dependency.to_owned(), "mode" => mode).set(value);
+    }
+}
+
+/// A call went through that an enforced breaker would have refused.
+pub fn breaker_unenforced(dependency: &str) {
+    counter!(BREAKER_UNENFORCED, "dependency" => dependency.to_owned()).increment(1);
+}
+
+/// Calls under way to a dependency, and how many may be.
+pub fn calls_in_flight(dependency: &str, now: usize, limit: usize) {
+    gauge!(CALLS_IN_FLIGHT, "dependency" => dependency.to_owned()).set(now as f64);
+    gauge!(CALLS_LIMIT, "dependency" => dependency.to_owned()).set(limit as f64);
 }
 
 /// A breaker changed its state.

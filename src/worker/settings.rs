@@ -18,6 +18,9 @@ pub struct Settings {
     /// How often the counts of waiting, parked and dead requests are exported.
     #[serde(with = "humantime_serde")]
     pub counts_interval: Duration,
+    /// How often it is looked up what operators wish.
+    #[serde(with = "humantime_serde")]
+    pub steering_interval: Duration,
 }
 
 impl Settings {
@@ -39,6 +42,9 @@ impl Settings {
         }
         if self.counts_interval < Duration::from_millis(100) {
             say("counts_interval", "must be at least 100ms");
+        }
+        if self.steering_interval < Duration::from_millis(100) {
+            say("steering_interval", "must be at least 100ms");
         }
         problems
     }

@@ -102,6 +102,7 @@ fn every_file_that_a_document_points_to_is_there() {
         "README.md",
         "CONTRIBUTING.md",
         "docs/architecture.md",
+        "docs/breaker.md",
         "docs/contract.md",
         "docs/faults.md",
         "docs/operations.md",
@@ -167,7 +168,7 @@ fn names_in(text: &str) -> Vec<&str> {
         |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let rooms = [
         "worker.", "queue.", "ledger.", "admin.", "log.", "reply.", "drain.", "breaker.",
-        "request.",
+        "request.", "steer.",
     ];
     text.split('`')
         .skip(1)
@@ -205,11 +206,13 @@ fn settings_and_events_that_a_document_names_are_there() {
             }
         }
     }
-    let files = ["worker.rs", "queue.rs", "ledger.rs", "admin.rs", "request.rs"].map(str::to_owned);
+    let files = ["worker.rs", "queue.rs", "ledger.rs", "admin.rs", "request.rs", "steer.rs"]
+        .map(str::to_owned);
     known.extend(files);
     let documents = [
         "README.md",
         "docs/architecture.md",
+        "docs/breaker.md",
         "docs/contract.md",
         "docs/faults.md",
         "docs/operations.md",

@@ -28,6 +28,7 @@ mod pipeline;
 mod server;
 mod session;
 mod set_wise;
+mod steer;
 #[cfg(feature = "fail-points")]
 mod steps;
 mod stop;

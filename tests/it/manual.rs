@@ -111,6 +111,9 @@ async fn the_rights_of_the_operations_page_are_enough_for_a_worker_and_no_more()
         }
     );
 
+    let steered = place.cli_with(&["steer", "limit", "geocoder", "8"], &variables, "").await;
+    assert!(steered.status.success(), "{}", String::from_utf8_lossy(&steered.stderr));
+
     let worker = place.worker_unready(&variables).await;
     worker.until_ready().await;
     place.publish("w-1", "user.profile.update", "1", json!({"name": "Ada"})).await;

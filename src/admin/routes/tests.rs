@@ -6,28 +6,31 @@ use tokio::{
     sync::oneshot,
 };
 
+use secrecy::SecretString;
+
 use super::*;
 use crate::admin::{
     pulse::STALE_AFTER,
     server::{Limits, serve},
-    tests::{Ready, consuming},
+    steering::{self, Steering},
+    tests::{Ready, Unsteered, consuming},
 };
 
-struct Answer {
-    status: u16,
-    head: String,
+pub(in crate::admin) struct Answer {
+    pub(in crate::admin) status: u16,
+    pub(in crate::admin) head: String,
     body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(in crate::admin) fn json(&self) -> Value {
         assert!(self.head.contains("content-type: application/json"), "{}", self.head);
         serde_json::from_str(&self.body).unwrap()
     }
 }
 
 /// What the routes answer to one request, by way of a real connection.
-async fn ask(router: Router, request: &str) -> Answer {
+pub(in crate::admin) async fn ask(router: Router, request: &str) -> Answer {
     let patience = Duration::from_secs(30);
     let limits = Limits {
         read_timeout: patience,
@@ -52,7 +55,16 @@ async fn ask(router: Router, request: &str) -> Answer {
 }
 
 fn routes(health: Arc<dyn Health>) -> Router {
-    router(Recorder::install().unwrap(), health, Arc::new(Pulse::new(STALE_AFTER)))
+    routes_with(health, Arc::new(Unsteered), None)
+}
+
+pub(in crate::admin) fn routes_with(
+    health: Arc<dyn Health>,
+    steering: Arc<dyn Steering>,
+    token: Option<SecretString>,
+) -> Router {
+    let api = steering::routes(steering, token.as_ref());
+    router(Recorder::install().unwrap(), health, Arc::new(Pulse::new(STALE_AFTER)), api)
 }
 
 async fn get(path: &str) -> Answer {
@@ -115,8 +127,8 @@ async fn what_is_not_there_is_refused_in_json() {
     for (request, status, says) in [
         ("GET /api/requests HTTP/1.1", 404, "/api/requests"),
         ("GET /health HTTP/1.1", 404, "GET /"),
-        ("POST /metrics HTTP/1.1", 405, "GET and HEAD"),
-        ("DELETE / HTTP/1.1", 405, "GET and HEAD"),
+        ("POST /metrics HTTP/1.1", 405, "GET /"),
+        ("DELETE / HTTP/1.1", 405, "GET /"),
     ] {
         let answer = ask(routes(consuming()), request).await;
         assert_eq!(answer.status, status, "{request}");

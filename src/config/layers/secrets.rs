@@ -18,6 +18,7 @@ impl Layers {
             .flat_map(|section| {
                 ["url", "password"].map(|key| (vec![(*section).to_owned(), key.to_owned()], true))
             })
+            .chain([(vec!["admin".to_owned(), "token".to_owned()], false)])
             .collect();
         for name in self.names("dependencies") {
             let headers = vec!["dependencies".to_owned(), name, "headers".to_owned()];

@@ -23,6 +23,7 @@ struct Sent {
 
 struct Model {
     settings: Settings,
+    mode: Mode,
     phase: Phase,
     since: Instant,
     until: Instant,
@@ -32,11 +33,14 @@ struct Model {
     opened: Vec<Duration>,
     /// Phases so far.
     phases: usize,
+    /// Those of them that it opened with by its own rules.
+    openings: u64,
 }
 
 impl Model {
     fn new(settings: Settings, now: Instant) -> Self {
         Self {
+            mode: settings.mode,
             settings,
             phase: Phase::Closed,
             since: now,
@@ -45,6 +49,7 @@ impl Model {
             sent: Vec::new(),
             opened: Vec::new(),
             phases: 0,
+            openings: 0,
         }
     }
 
@@ -56,7 +61,35 @@ impl Model {
         self.phases += 1;
     }
 
-    fn would_admit(&self, now: Instant) -> bool {
+    fn set_mode(&mut self, mode: Mode, now: Instant) {
+        if mode == self.mode {
+            return;
+        }
+        self.mode = mode;
+        let forced = match mode {
+            Mode::Open => Phase::Open,
+            Mode::Closed => Phase::Closed,
+            Mode::Automatic | Mode::Observe => return,
+        };
+        self.until = now;
+        if self.phase != forced {
+            self.enter(forced, now);
+        }
+    }
+
+    fn lets_through(&self, last: bool, now: Instant) -> bool {
+        match self.mode {
+            Mode::Open => false,
+            Mode::Observe => true,
+            Mode::Closed | Mode::Automatic => self.would_admit(last, now),
+        }
+    }
+
+    fn would_admit(&self, last: bool, now: Instant) -> bool {
+        let probes_since = if self.phase == Phase::Open { self.until } else { self.since };
+        if last && self.phase != Phase::Closed && now < probes_since + self.settings.open_for {
+            return false;
+        }
         let held = |probe: &&Sent| !probe.reported && now < probe.at + self.settings.probe_timeout;
         match self.phase {
             Phase::Closed => true,
@@ -67,8 +100,9 @@ impl Model {
         }
     }
 
-    fn admit(&mut self, id: usize, now: Instant) -> bool {
-        let admitted = self.would_admit(now);
+    /// Whether the call has a say.
+    fn admit(&mut self, id: usize, last: bool, now: Instant) -> bool {
+        let admitted = self.mode != Mode::Open && self.would_admit(last, now);
         if admitted && self.phase == Phase::Open {
             self.enter(Phase::HalfOpen, now);
         }
@@ -92,11 +126,16 @@ impl Model {
             full = (full * 2).min(cap);
         }
         let own = full.mul_f64(0.5 + chance / 2.0);
-        let wait = match asked {
-            Some(asked) if failed => own.max(asked).min(cap),
-            Some(asked) => asked.min(cap),
+        let told = asked.map(|asked| {
+            let believed = asked.min(self.settings.retry_after_max);
+            believed + (believed / 2).min(self.settings.open_for).mul_f64(chance)
+        });
+        let wait = match told {
+            Some(told) if failed => own.max(told),
+            Some(told) => told,
             None => own,
         };
+        self.openings += 1;
         if failed {
             self.opened.push(wait);
         }
@@ -104,11 +143,24 @@ impl Model {
         self.enter(Phase::Open, now);
     }
 
-    fn must_trip(&self, now: Instant) -> bool {
+    fn recent(&self, now: Instant) -> Vec<&Ended> {
         let width = self.settings.window / 10;
         let tenth = |at: Instant| (at - self.since).as_nanos() / width.as_nanos();
-        let recent: Vec<&Ended> =
-            self.ended.iter().filter(|call| tenth(call.at) + 10 > tenth(now)).collect();
+        self.ended.iter().filter(|call| tenth(call.at) + 10 > tenth(now)).collect()
+    }
+
+    fn counts(&self, now: Instant) -> Counts {
+        let recent = self.recent(now);
+        let count = |which: fn(&Ended) -> bool| recent.iter().filter(|call| which(call)).count();
+        Counts {
+            calls: recent.len() as u64,
+            failed: count(|call| call.failed) as u64,
+            slow: count(|call| call.slow) as u64,
+        }
+    }
+
+    fn must_trip(&self, now: Instant) -> bool {
+        let recent = self.recent(now);
         let share = |bad: usize| bad as f64 / recent.len() as f64;
         let row = self.ended.iter().rev().take_while(|call| call.failed).count();
         row >= self.settings.consecutive_failures as usize
@@ -120,20 +172,21 @@ impl Model {
     }
 
     fn record(&mut self, id: usize, sent_at: Instant, verdict: Verdict, now: Instant, chance: f64) {
-        let slow = now - sent_at >= self.settings.slow_call;
+        let slow = verdict == Verdict::Slow || now - sent_at >= self.settings.slow_call;
         let asked = match verdict {
             Verdict::Failure { retry_after } | Verdict::Throttled { retry_after } => retry_after,
-            Verdict::Success | Verdict::Silent => None,
+            Verdict::Success | Verdict::Slow | Verdict::Ignored => None,
         };
+        let forced = self.mode == Mode::Closed;
         match (self.phase, verdict) {
-            (Phase::Closed, Verdict::Success | Verdict::Failure { .. }) => {
-                let failed = verdict != Verdict::Success;
+            (Phase::Closed, Verdict::Success | Verdict::Slow | Verdict::Failure { .. }) => {
+                let failed = matches!(verdict, Verdict::Failure { .. });
                 self.ended.push(Ended { at: now, failed, slow });
-                if self.must_trip(now) {
+                if !forced && self.must_trip(now) {
                     self.open(asked, true, now, chance);
                 }
             }
-            (Phase::Closed, Verdict::Throttled { .. }) if asked.is_some() => {
+            (Phase::Closed, Verdict::Throttled { .. }) if asked.is_some() && !forced => {
                 self.open(asked, false, now, chance);
             }
             (Phase::HalfOpen, _) => {
@@ -147,11 +200,11 @@ impl Model {
                             self.enter(Phase::Closed, now);
                         }
                     }
-                    Verdict::Success | Verdict::Failure { .. } => {
+                    Verdict::Success | Verdict::Slow | Verdict::Failure { .. } => {
                         self.open(asked, true, now, chance);
                     }
                     Verdict::Throttled { .. } => self.open(asked, false, now, chance),
-                    Verdict::Silent => {}
+                    Verdict::Ignored => {}
                 }
             }
             _ => {}
@@ -162,7 +215,11 @@ impl Model {
 #[derive(Debug, Clone)]
 enum Step {
     Pass(u64),
-    Admit,
+    /// A call comes, with or without an attempt left after it.
+    Admit {
+        last: bool,
+    },
+    Steer(Mode),
     /// The outstanding call at this place (modulo their number) ends.
     End(usize, Verdict),
     /// The outstanding call at this place is never heard of again.
@@ -173,10 +230,11 @@ fn verdict() -> impl Strategy<Value = Verdict> {
     let asked = || proptest::option::of((1_u64..90_000).prop_map(Duration::from_millis));
     prop_oneof![
         6 => Just(Verdict::Success),
+        1 => Just(Verdict::Slow),
         6 => Just(Verdict::Failure { retry_after: None }),
         1 => asked().prop_map(|retry_after| Verdict::Failure { retry_after }),
         1 => asked().prop_map(|retry_after| Verdict::Throttled { retry_after }),
-        1 => Just(Verdict::Silent),
+        1 => Just(Verdict::Ignored),
     ]
 }
 
@@ -184,7 +242,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (0_u64..1_500).prop_map(Step::Pass),
         1 => (1_500_u64..40_000).prop_map(Step::Pass),
-        8 => Just(Step::Admit),
+        8 => proptest::bool::weighted(0.2).prop_map(|last| Step::Admit { last }),
+        1 => (0..Mode::ALL.len()).prop_map(|mode| Step::Steer(Mode::ALL[mode])),
         8 => (any::<usize>(), verdict()).prop_map(|(place, verdict)| Step::End(place, verdict)),
         1 => any::<usize>().prop_map(Step::Lose),
     ];
@@ -198,22 +257,31 @@ proptest! {
         let mut now = Instant::now();
         let mut breaker = Breaker::new(settings.clone(), now);
         let mut model = Model::new(settings.clone(), now);
-        let mut outstanding: Vec<(usize, usize, Instant, Permit)> = Vec::new();
+        // Of a call without a say no phase is remembered.
+        let mut outstanding: Vec<(usize, Option<usize>, Instant, Permit)> = Vec::new();
         for (id, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Pass(millis) => now += Duration::from_millis(millis),
-                Step::Admit => {
-                    prop_assert_eq!(breaker.admits(now), model.would_admit(now));
+                Step::Steer(mode) => {
+                    let before = model.phases;
+                    model.set_mode(mode, now);
+                    let transition = breaker.set_mode(mode, now);
+                    prop_assert_eq!(transition.is_some(), model.phases != before);
+                }
+                Step::Admit { last } => {
+                    prop_assert_eq!(breaker.admits(now), model.lets_through(false, now));
+                    let goes = model.lets_through(last, now);
                     let was = model.phase;
-                    let admitted = model.admit(id, now);
-                    match breaker.admit(now, chance) {
-                        Ok(Admission { permit, transition }) => {
-                            prop_assert!(admitted);
+                    let counts = model.admit(id, last, now);
+                    match breaker.admit(last, now, chance) {
+                        Ok(Admission { permit, transition, unenforced }) => {
+                            prop_assert!(goes);
+                            prop_assert_eq!(unenforced, !counts);
                             prop_assert_eq!(transition.is_some(), was != model.phase);
-                            outstanding.push((id, model.phases, now, permit));
+                            outstanding.push((id, counts.then_some(model.phases), now, permit));
                         }
                         Err(Refusal { retry_in }) => {
-                            prop_assert!(!admitted && !retry_in.is_zero());
+                            prop_assert!(!goes && !retry_in.is_zero());
                             let over = model.phase == Phase::HalfOpen || now + retry_in >= model.until;
                             prop_assert!(over, "sent back into the open time");
                         }
@@ -222,14 +290,21 @@ proptest! {
                 Step::End(place, verdict) if !outstanding.is_empty() => {
                     let (id, phases, sent_at, permit) = outstanding.swap_remove(place % outstanding.len());
                     let before = model.phases;
-                    if phases == before {
+                    if phases == Some(before) {
                         model.record(id, sent_at, verdict, now, chance);
                     }
                     let transition = breaker.record(permit, verdict, now, chance);
                     prop_assert_eq!(transition.is_some(), model.phases != before);
                     if let Some(Transition { to: Phase::Open, open_for, .. }) = transition {
                         prop_assert_eq!(open_for, Some(model.until - now));
-                        prop_assert!(open_for <= Some(settings.open_max));
+                        let longest = settings.retry_after_max + settings.open_for;
+                        prop_assert!(open_for <= Some(settings.open_max.max(longest)));
+                        if let Verdict::Failure { retry_after: Some(asked) }
+                        | Verdict::Throttled { retry_after: Some(asked) } = verdict
+                        {
+                            let believed = asked.min(settings.retry_after_max);
+                            prop_assert!(open_for >= Some(believed), "sooner than it was told");
+                        }
                     }
                 }
                 Step::Lose(place) if !outstanding.is_empty() => {
@@ -238,6 +313,9 @@ proptest! {
                 Step::End(..) | Step::Lose(_) => {}
             }
             prop_assert_eq!(breaker.phase(), model.phase);
+            let numbers = breaker.numbers(now);
+            prop_assert_eq!((numbers.mode, numbers.opened), (model.mode, model.openings));
+            prop_assert_eq!(numbers.counts, model.counts(now));
         }
     }
 }

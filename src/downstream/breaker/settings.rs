@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Counts, Why};
+use crate::steer::Mode;
 
 /// No duration of a breaker is longer: a day.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -13,6 +14,8 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
+    /// Who decides, as long as nobody steers it otherwise.
+    pub mode: Mode,
     /// Opens when this share of the calls in the window failed; above 0, at most 1.
     pub failure_rate: f64,
     /// How far back calls count, in ten steps: the oldest tenth is forgotten at a time.
@@ -34,9 +37,13 @@ pub struct Settings {
     /// and a window at least.
     #[serde(with = "humantime_serde")]
     pub open_for: Duration,
-    /// It never stays open longer, whatever a `Retry-After` asks for.
+    /// It never stays open longer by its own rules.
     #[serde(with = "humantime_serde")]
     pub open_max: Duration,
+    /// No `Retry-After` is honoured for longer. What is honoured is made longer by chance, by up
+    /// to half of it and `open_for` at most, and never shorter.
+    #[serde(with = "humantime_serde")]
+    pub retry_after_max: Duration,
     /// Calls let through at once while half-open.
     pub probes: u32,
     /// Probes that must succeed to close it. One that fails, or is slow, opens it again.
@@ -78,6 +85,7 @@ impl Settings {
             ("slow_call", self.slow_call),
             ("open_for", self.open_for),
             ("open_max", self.open_max),
+            ("retry_after_max", self.retry_after_max),
             ("probe_timeout", self.probe_timeout),
         ] {
             let right = duration >= Duration::from_millis(10) && duration <= LONGEST;

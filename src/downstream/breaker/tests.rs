@@ -7,6 +7,7 @@ const FAILURE: Verdict = Verdict::Failure { retry_after: None };
 
 pub(super) fn settings() -> Settings {
     Settings {
+        mode: Mode::Automatic,
         failure_rate: 0.5,
         window: 10 * SECOND,
         minimum_calls: 10,
@@ -15,6 +16,7 @@ pub(super) fn settings() -> Settings {
         slow_call_rate: 0.8,
         open_for: 4 * SECOND,
         open_max: 60 * SECOND,
+        retry_after_max: 100 * SECOND,
         probes: 2,
         successes: 3,
         probe_timeout: 5 * SECOND,
@@ -39,7 +41,7 @@ impl Bench {
     }
 
     fn admit(&mut self) -> Permit {
-        self.breaker.admit(self.now, 1.0).unwrap().permit
+        self.breaker.admit(false, self.now, 1.0).unwrap().permit
     }
 
     fn record(&mut self, permit: Permit, verdict: Verdict) -> Option<Transition> {
@@ -66,7 +68,11 @@ impl Bench {
     }
 
     fn refused(&mut self, chance: f64) -> Duration {
-        self.breaker.admit(self.now, chance).unwrap_err().retry_in
+        self.breaker.admit(false, self.now, chance).unwrap_err().retry_in
+    }
+
+    fn steer(&mut self, mode: Mode) -> Option<Transition> {
+        self.breaker.set_mode(mode, self.now)
     }
 }
 
@@ -135,13 +141,13 @@ fn slow_calls_open_it_though_they_succeed() {
 }
 
 #[test]
-fn silence_and_throttling_without_a_time_count_neither_way_while_closed() {
+fn the_ignored_and_throttling_without_a_time_count_neither_way_while_closed() {
     let mut bench = Bench::new(settings());
     for _ in 0..4 {
         bench.call(FAILURE);
     }
     for _ in 0..100 {
-        assert_eq!(bench.call(Verdict::Silent), None);
+        assert_eq!(bench.call(Verdict::Ignored), None);
         assert_eq!(bench.call(Verdict::Throttled { retry_after: None }), None);
         assert_eq!(bench.call(Verdict::Throttled { retry_after: Some(Duration::ZERO) }), None);
     }
@@ -168,7 +174,7 @@ fn no_more_probes_at_once_than_allowed_and_enough_of_them_close_it() {
     let mut bench = Bench::new(settings());
     bench.open();
     bench.pass(4 * SECOND);
-    let admission = bench.breaker.admit(bench.now, 1.0).unwrap();
+    let admission = bench.breaker.admit(false, bench.now, 1.0).unwrap();
     assert_eq!(admission.transition.unwrap().to, Phase::HalfOpen);
     assert!(bench.breaker.admits(bench.now));
     let second = bench.admit();
@@ -201,12 +207,12 @@ fn a_failed_or_slow_probe_opens_it_again() {
 }
 
 #[test]
-fn a_silent_probe_gives_its_place_back_and_decides_nothing() {
+fn an_ignored_probe_gives_its_place_back_and_decides_nothing() {
     let mut bench = Bench::new(Settings { probes: 1, successes: 1, ..settings() });
     bench.open();
     bench.pass(4 * SECOND);
     for _ in 0..10 {
-        assert_eq!(bench.call(Verdict::Silent), None);
+        assert_eq!(bench.call(Verdict::Ignored), None);
     }
     assert_eq!(bench.call(Verdict::Success).unwrap().to, Phase::Closed);
 }
@@ -218,7 +224,7 @@ fn a_lost_probe_holds_its_place_only_until_it_expires() {
     bench.pass(4 * SECOND);
     let lost = bench.admit();
     bench.pass(5 * SECOND - Duration::from_millis(1));
-    assert!(bench.breaker.admit(bench.now, 0.5).is_err());
+    assert!(bench.breaker.admit(false, bench.now, 0.5).is_err());
     bench.pass(Duration::from_millis(1));
     let second = bench.admit();
     assert_eq!(bench.record(second, Verdict::Success), None);
@@ -259,11 +265,15 @@ fn it_forgets_that_it_grew_only_after_it_stayed_closed_as_long_as_it_was_open() 
 }
 
 #[test]
-fn a_retry_after_lengthens_the_open_time_but_not_past_the_longest() {
-    for (asked, expected) in [(1, 4), (20, 20), (100_000, 60)] {
-        let mut bench = Bench::new(Settings { consecutive_failures: 1, ..settings() });
-        let opened = bench.call(Verdict::Failure { retry_after: Some(asked * SECOND) }).unwrap();
-        assert_eq!(opened.open_for, Some(expected * SECOND));
+fn a_retry_after_is_never_cut_short_up_to_the_longest_that_is_believed() {
+    for (asked, soonest, latest) in [(1, 2, 4), (20, 20, 24), (90, 90, 94), (100_000, 100, 104)] {
+        for (chance, expected) in [(0.0, soonest), (1.0, latest)] {
+            let mut bench = Bench::new(Settings { consecutive_failures: 1, ..settings() });
+            let permit = bench.admit();
+            let failure = Verdict::Failure { retry_after: Some(asked * SECOND) };
+            let opened = bench.breaker.record(permit, failure, bench.now, chance).unwrap();
+            assert_eq!(opened.open_for, Some(expected * SECOND), "{asked} s asked, {chance}");
+        }
     }
 }
 
@@ -271,7 +281,9 @@ fn a_retry_after_lengthens_the_open_time_but_not_past_the_longest() {
 fn a_throttled_call_with_a_time_holds_the_others_until_then_and_lets_nothing_grow() {
     let mut bench = Bench::new(Settings { consecutive_failures: 1, ..settings() });
     for asked in [7, 7, 7] {
-        let held = bench.call(Verdict::Throttled { retry_after: Some(asked * SECOND) }).unwrap();
+        let permit = bench.admit();
+        let throttled = Verdict::Throttled { retry_after: Some(asked * SECOND) };
+        let held = bench.breaker.record(permit, throttled, bench.now, 0.0).unwrap();
         assert_eq!(
             (held.to, held.why, held.open_for),
             (Phase::Open, Why::Throttled, Some(asked * SECOND))
@@ -303,6 +315,7 @@ fn those_refused_together_are_told_to_come_back_apart_and_not_before_it_is_over(
 #[test]
 fn every_mistake_in_the_settings_is_named() {
     let wrong = Settings {
+        mode: Mode::Automatic,
         failure_rate: f64::NAN,
         window: Duration::ZERO,
         minimum_calls: 0,
@@ -311,13 +324,16 @@ fn every_mistake_in_the_settings_is_named() {
         slow_call_rate: 1.1,
         open_for: 2 * SECOND,
         open_max: SECOND,
+        retry_after_max: Duration::ZERO,
         probes: 0,
         successes: 0,
         probe_timeout: Duration::ZERO,
     };
     let mut named: Vec<String> = wrong.problems().into_iter().map(|(setting, _)| setting).collect();
     named.sort();
-    let all = "consecutive_failures failure_rate minimum_calls open_max probe_timeout probes slow_call \
-               slow_call_rate successes window";
+    let all = "consecutive_failures failure_rate minimum_calls open_max probe_timeout probes \
+               retry_after_max slow_call slow_call_rate successes window";
     assert_eq!(named.join(" "), all);
 }
+
+mod steered;

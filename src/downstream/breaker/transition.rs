@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Counts;
+use crate::steer::Mode;
 
 /// Where the machine stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,8 @@ pub(crate) enum Why {
     OpenTimeOver,
     /// Enough probes succeeded.
     Recovered,
+    /// A person said so.
+    Steered,
 }
 
 impl Why {
@@ -56,6 +59,7 @@ impl Why {
             Self::ProbeFailed => "probe_failed",
             Self::OpenTimeOver => "open_time_over",
             Self::Recovered => "recovered",
+            Self::Steered => "steered",
         }
     }
 }
@@ -69,10 +73,29 @@ pub(crate) struct Transition {
     pub(crate) to: Phase,
     /// Which rule.
     pub(crate) why: Why,
+    /// Who decides: in `observe` this is what it would have done.
+    pub(crate) mode: Mode,
     /// The calls in the window when it opened from closed; nothing otherwise.
     pub(crate) counts: Counts,
     /// Failures in a row when it opened from closed; 0 otherwise.
     pub(crate) consecutive: u32,
     /// How long it stays open, where it opened.
+    pub(crate) open_for: Option<Duration>,
+}
+
+/// How a breaker stands at a moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Numbers {
+    /// The phase.
+    pub(crate) phase: Phase,
+    /// Who decides.
+    pub(crate) mode: Mode,
+    /// The calls in the window while closed; nothing otherwise.
+    pub(crate) counts: Counts,
+    /// Failures in a row while closed; 0 otherwise.
+    pub(crate) consecutive: u32,
+    /// Times it opened by its own rules since the start.
+    pub(crate) opened: u64,
+    /// How long it stays open yet, where its own rules say so.
     pub(crate) open_for: Option<Duration>,
 }

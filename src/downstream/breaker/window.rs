@@ -51,6 +51,12 @@ impl Window {
         self.total
     }
 
+    /// What the window holds now.
+    pub(super) fn counts(&mut self, now: Instant) -> Counts {
+        self.forget(now);
+        self.total
+    }
+
     /// What the window held when the last call was counted.
     pub(super) fn total(&self) -> Counts {
         self.total

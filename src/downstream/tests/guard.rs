@@ -109,8 +109,35 @@ fn the_usual_judgement_blames_the_service_for_what_may_pass_only() {
             Err(StepError::Transient { failure, retry_in: later }),
             Verdict::Failure { retry_after: later },
         ),
-        (Err(StepError::NotAdmitted { on: "other".into(), retry_in: SECOND }), Verdict::Silent),
+        (Err(StepError::NotAdmitted { on: "other".into(), retry_in: SECOND }), Verdict::Ignored),
     ] {
         assert_eq!(Judged::from(result).verdict, verdict);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_steered_holds_at_once_and_taken_back_the_settings_hold_again() {
+    let downstream = subject(|settings| settings.max_in_flight = 1);
+    let dependency = downstream.get("geocoder").unwrap();
+    let steered = |what: &'static str, now: &str| vec![(what, now.to_owned())];
+    assert_eq!(dependency.steer(Some(Mode::Open), None), steered("breaker", "open"));
+    assert_eq!(dependency.steer(Some(Mode::Open), None), [], "once");
+    assert!(is_not_admitted(&dependency.guard(AMPLE, well()).await) && !dependency.admits());
+    assert_eq!(dependency.steer(Some(Mode::Closed), None), steered("breaker", "closed"));
+    for _ in 0..10 {
+        transient(dependency.guard(AMPLE, sick()).await.unwrap_err());
+    }
+    assert_eq!((dependency.state(), dependency.standing().failed), ("closed", 10));
+    let hang = || Box::pin(dependency.guard(AMPLE, future::pending::<Judged<u8>>()));
+    let mut first = hang();
+    assert!(futures_util::poll!(&mut first).is_pending());
+    assert!(is_not_admitted(&dependency.guard(AMPLE, well()).await), "one at once");
+    let changed = dependency.steer(None, Some(2));
+    assert_eq!(changed, [steered("breaker", "automatic"), steered("limit", "2")].concat());
+    assert_eq!(dependency.guard(AMPLE, well()).await, Ok(1), "two at once");
+    let standing = dependency.standing();
+    assert_eq!((standing.in_flight, standing.max_in_flight), (1, 2));
+    assert_eq!(dependency.steer(None, None), steered("limit", "1"));
+    drop(first);
+    assert_eq!(dependency.standing().in_flight, 0);
 }

@@ -54,13 +54,14 @@ async fn a_service_is_trusted_by_its_authority_and_not_without() {
     let mut get = post();
     get.method = "GET".into();
     let known = downstream(Settings { ca_file: Some(file("authority.pem")), ..settings(&url) });
-    let trusted = known.call(&get, &request("r-1"), AMPLE).await;
+    let trusted = known.call(&get, &request("r-1"), false, AMPLE).await;
     assert_eq!(trusted, Ok(Some("true".into())));
 
     let mut roots = rustls::RootCertStore::empty();
     crate::downstream::tls::add_file(&mut roots, &file("localhost.pem")).unwrap();
     let stranger = Dependency::new("geocoder", &settings(&url), roots).unwrap();
-    let (error, _) = transient(stranger.call(&get, &request("r-1"), AMPLE).await.unwrap_err());
+    let (error, _) =
+        transient(stranger.call(&get, &request("r-1"), false, AMPLE).await.unwrap_err());
     assert!(
         error.starts_with("GET to geocoder could not connect: invalid peer certificate"),
         "{error}"

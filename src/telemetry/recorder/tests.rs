@@ -22,6 +22,7 @@ fn record_everything() {
     metrics::paused("postgres", true);
     metrics::ledger_rows("dead", 1);
     metrics::parked("geocoder", 1);
+    metrics::kind_paused("k", true);
     metrics::taken_over();
     metrics::fenced();
     metrics::batch("finish", 7);
@@ -31,6 +32,9 @@ fn record_everything() {
     metrics::pool_error("wait");
     metrics::call("geocoder", "ok", Some(took));
     metrics::breaker_transition("geocoder", "open");
+    metrics::breaker_mode("geocoder", "automatic");
+    metrics::breaker_unenforced("geocoder");
+    metrics::calls_in_flight("geocoder", 1, 64);
 }
 
 /// The type of each family in a text, and the labels that its samples bear.

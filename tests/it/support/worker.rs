@@ -168,6 +168,18 @@ impl Worker {
         Some((answer.status().as_u16(), answer.text().await.ok()?))
     }
 
+    /// Orders something of the admin server, and reads its answer.
+    pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)]) -> (u16, Value) {
+        let address = self.until_event("admin.listening").await["address"].clone();
+        let url = format!("http://{}{path}", address.as_str().unwrap());
+        let order = headers
+            .iter()
+            .fold(client().post(url), |order, (name, value)| order.header(*name, *value));
+        let answer = order.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+    }
+
     /// The value of a metric, given with its labels as `/metrics` shows them.
     pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
         let (_, text) = self.get("/metrics").await?;

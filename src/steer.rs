@@ -1,0 +1,292 @@
+//! What an operator may wish without a restart: words, and how they are written in the ledger.
+//!
+//! A wish stands in the ledger until it is taken back, so that it reaches every worker and outlives
+//! each; [`Wishes`] are all that stand. Without one, what the settings say holds.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// More calls at once than this to one dependency are a mistake.
+pub const MOST_IN_FLIGHT: usize = 100_000;
+
+/// Who decides whether a breaker lets calls through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Its own rules.
+    Automatic,
+    /// A person: nothing is let through.
+    Open,
+    /// A person: everything is let through. It goes on counting.
+    Closed,
+    /// Nobody: everything is let through, and it tells what it would have done.
+    Observe,
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 4] = [Self::Automatic, Self::Open, Self::Closed, Self::Observe];
+
+    /// The name in settings, in the ledger, in metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Automatic => "automatic",
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+/// What is steered.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Target {
+    /// The breaker of this dependency.
+    Breaker(String),
+    /// How many calls of one worker may be under way at once to this dependency.
+    Limit(String),
+    /// All work.
+    Work,
+    /// The requests of this kind.
+    Kind(String),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Breaker(dependency) => write!(f, "breaker:{dependency}"),
+            Self::Limit(dependency) => write!(f, "limit:{dependency}"),
+            Self::Work => f.write_str("work"),
+            Self::Kind(kind) => write!(f, "kind:{kind}"),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once(':') {
+            Some(("breaker", name)) => Ok(Self::Breaker(name.to_owned())),
+            Some(("limit", name)) => Ok(Self::Limit(name.to_owned())),
+            Some(("kind", name)) => Ok(Self::Kind(name.to_owned())),
+            None if text == "work" => Ok(Self::Work),
+            Some(_) | None => Err(()),
+        }
+    }
+}
+
+/// What is wished of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// Of a breaker.
+    Mode(Mode),
+    /// Of a limit: so many at once.
+    Limit(usize),
+    /// Of all work, or of a kind.
+    Paused,
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mode(mode) => f.write_str(mode.name()),
+            Self::Limit(limit) => limit.fmt(f),
+            Self::Paused => f.write_str("paused"),
+        }
+    }
+}
+
+/// A wish for a target, or that the one that stands be taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Order {
+    /// What is steered.
+    pub target: Target,
+    /// What is wished; `None` takes the wish back.
+    pub wish: Option<Wish>,
+}
+
+impl Order {
+    /// `open`, `close`, `observe` or `auto` for the breaker of a dependency.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub fn breaker(dependency: &str, verb: &str) -> Result<Self, String> {
+        let mode = match verb {
+            "open" => Some(Mode::Open),
+            "close" => Some(Mode::Closed),
+            "observe" => Some(Mode::Observe),
+            "auto" => None,
+            _ => return Err(format!("`{verb}` is none of open, close, observe, auto")),
+        };
+        let target = Target::Breaker(dependency.to_owned());
+        Ok(Self { target, wish: mode.map(Wish::Mode) })
+    }
+
+    /// A number, or `auto`, for the limit of a dependency.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub fn limit(dependency: &str, text: &str) -> Result<Self, String> {
+        let wish = match text {
+            "auto" => None,
+            number => match number.parse() {
+                Ok(limit) if (1..=MOST_IN_FLIGHT).contains(&limit) => Some(Wish::Limit(limit)),
+                _ => {
+                    return Err(format!(
+                        "`{text}` is neither a number from 1 to {MOST_IN_FLIGHT} nor auto"
+                    ));
+                }
+            },
+        };
+        Ok(Self { target: Target::Limit(dependency.to_owned()), wish })
+    }
+
+    /// Nothing more is begun: of this kind, or at all.
+    pub fn pause(kind: Option<&str>) -> Self {
+        Self { wish: Some(Wish::Paused), ..Self::resume(kind) }
+    }
+
+    /// Work goes on: of this kind, or what a pause of everything held up.
+    pub fn resume(kind: Option<&str>) -> Self {
+        let target = kind.map_or(Target::Work, |kind| Target::Kind(kind.to_owned()));
+        Self { target, wish: None }
+    }
+
+    /// What it is called in the audit.
+    pub fn action(&self) -> &'static str {
+        match (&self.target, self.wish) {
+            (_, Some(Wish::Mode(Mode::Open))) => "open",
+            (_, Some(Wish::Mode(Mode::Closed))) => "close",
+            (_, Some(Wish::Mode(Mode::Observe))) => "observe",
+            (_, Some(Wish::Mode(Mode::Automatic))) => "automatic",
+            (_, Some(Wish::Limit(_))) => "limit",
+            (_, Some(Wish::Paused)) => "pause",
+            (Target::Breaker(_) | Target::Limit(_), None) => "auto",
+            (Target::Work | Target::Kind(_), None) => "resume",
+        }
+    }
+}
+
+/// All wishes that stand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes(BTreeMap<Target, Wish>);
+
+impl Wishes {
+    /// Reads the rows of the ledger: targets and wishes. What this version does not know is left
+    /// out: a newer one may have written it.
+    pub fn read(rows: impl IntoIterator<Item = (String, String)>) -> Self {
+        let read = |(target, wish): (String, String)| {
+            let target: Target = target.parse().ok()?;
+            let wish = match &target {
+                Target::Breaker(_) => {
+                    Mode::ALL.into_iter().find(|mode| mode.name() == wish).map(Wish::Mode)
+                }
+                Target::Limit(_) => wish
+                    .parse()
+                    .ok()
+                    .filter(|limit| (1..=MOST_IN_FLIGHT).contains(limit))
+                    .map(Wish::Limit),
+                Target::Work | Target::Kind(_) => (wish == "paused").then_some(Wish::Paused),
+            };
+            Some((target, wish?))
+        };
+        Self(rows.into_iter().filter_map(read).collect())
+    }
+
+    /// The mode wished for the breaker of a dependency.
+    pub fn mode(&self, dependency: &str) -> Option<Mode> {
+        match self.0.get(&Target::Breaker(dependency.to_owned())) {
+            Some(Wish::Mode(mode)) => Some(*mode),
+            _ => None,
+        }
+    }
+
+    /// The limit wished for a dependency.
+    pub fn limit(&self, dependency: &str) -> Option<usize> {
+        match self.0.get(&Target::Limit(dependency.to_owned())) {
+            Some(Wish::Limit(limit)) => Some(*limit),
+            _ => None,
+        }
+    }
+
+    /// Whether all work is to rest.
+    pub fn pauses_work(&self) -> bool {
+        self.0.contains_key(&Target::Work)
+    }
+
+    /// Whether a kind is to rest.
+    pub fn pauses_kind(&self, kind: &str) -> bool {
+        self.0.contains_key(&Target::Kind(kind.to_owned()))
+    }
+
+    /// Every wish.
+    pub fn iter(&self) -> impl Iterator<Item = (&Target, &Wish)> {
+        self.0.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+    use super::*;
+
+    #[test]
+    fn an_order_is_read_back_from_the_ledger_as_it_was_given() {
+        let orders = [
+            Order::breaker("geo:coder", "open").unwrap(),
+            Order::breaker("mailer", "close").unwrap(),
+            Order::breaker("maps", "observe").unwrap(),
+            Order::limit("mailer", "7").unwrap(),
+            Order::pause(None),
+            Order::pause(Some("user.welcome.send")),
+        ];
+        let rows = orders.iter().map(|order| {
+            let wish = order.wish.unwrap();
+            (order.target.to_string(), wish.to_string())
+        });
+        let wishes = Wishes::read(rows);
+        let read: Vec<Order> = wishes
+            .iter()
+            .map(|(target, wish)| Order { target: target.clone(), wish: Some(*wish) })
+            .collect();
+        assert_eq!(read.len(), orders.len());
+        assert!(orders.iter().all(|order| read.contains(order)), "{read:?}");
+        assert_eq!(wishes.mode("geo:coder"), Some(Mode::Open));
+        assert_eq!((wishes.mode("mailer"), wishes.limit("mailer")), (Some(Mode::Closed), Some(7)));
+        assert!(wishes.pauses_work() && wishes.pauses_kind("user.welcome.send"));
+        assert!(!wishes.pauses_kind("user.profile.get") && wishes.limit("maps").is_none());
+    }
+
+    #[test]
+    fn what_takes_a_wish_back_has_none_of_its_own() {
+        for order in [
+            Order::breaker("mailer", "auto").unwrap(),
+            Order::limit("mailer", "auto").unwrap(),
+            Order::resume(None),
+            Order::resume(Some("k")),
+        ] {
+            assert_eq!(order.wish, None);
+            assert!(["auto", "resume"].contains(&order.action()));
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused_and_what_a_newer_version_wrote_is_left_alone() {
+        assert!(Order::breaker("mailer", "ajar").is_err());
+        for limit in ["0", "-1", "100001", "many", ""] {
+            assert!(Order::limit("mailer", limit).is_err(), "{limit}");
+        }
+        let rows = [
+            ("breaker:mailer", "ajar"),
+            ("limit:mailer", "0"),
+            ("work", "slow"),
+            ("rate:mailer", "5"),
+            ("?", "paused"),
+        ];
+        let rows = rows.map(|(target, wish)| (target.to_owned(), wish.to_owned()));
+        assert_eq!(Wishes::read(rows), Wishes::default());
+    }
+}
