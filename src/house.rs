@@ -1,6 +1,6 @@
 //! Opens the rooms in order, runs the corridor, and closes them in order.
 
-mod upkeep;
+pub(crate) mod upkeep;
 
 use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
 

@@ -12,7 +12,7 @@
 //! queue        RabbitMQ        ledger  Postgres        downstream  HTTP        admin  probes, metrics
 //! telemetry    logs and metrics
 //! ── words
-//! request      the contract    outcome  what became of it    retry  pause  stop
+//! request      the contract    outcome  what became of it    retry  pause  stop  clock
 //! fail         where tests end the process; not compiled otherwise
 //! ```
 //!
@@ -39,6 +39,7 @@
 
 pub mod admin;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod downstream;
 mod fail;

@@ -18,6 +18,7 @@ pub use self::{drain::Drained, settings::Settings};
 use crate::{
     fail,
     handler::{Attempt, Handler, Started},
+    ledger::{Keeper, Ledger},
     outcome::{ErrorCode, Failure, GiveBack, Outcome},
     pause::{Pauses, Reason},
     queue::{Inbox, Ticket},
@@ -32,8 +33,8 @@ const PUT_DOWN: Duration = Duration::from_secs(2);
 const HEAD_START: Duration = Duration::from_secs(1);
 
 /// Takes requests as long as nobody asks to stop, and works each in a task of its own.
-pub(crate) struct Worker {
-    pub(crate) handler: Arc<Handler>,
+pub(crate) struct Worker<K: Keeper = Ledger> {
+    pub(crate) handler: Arc<Handler<K>>,
     pub(crate) settings: Settings,
     pub(crate) pauses: Pauses,
     pub(crate) stop: Stop,
@@ -42,9 +43,9 @@ pub(crate) struct Worker {
     tally: Arc<Tally>,
 }
 
-impl Worker {
+impl<K: Keeper> Worker<K> {
     pub(crate) fn new(
-        handler: Arc<Handler>,
+        handler: Arc<Handler<K>>,
         settings: Settings,
         pauses: Pauses,
         stop: Stop,
@@ -192,6 +193,7 @@ impl Worker {
         self.tasks.close();
         fail::at("during_drain", [""]);
         tokio::select! {
+            biased;
             () = self.tasks.wait() => {}
             () = sleep_until(since + self.settings.grace) => self.stop.force(),
             () = self.stop.forced() => {}
@@ -209,7 +211,12 @@ impl Worker {
 }
 
 /// One attempt: a panic is an outcome, and so is an interruption.
-async fn work(handler: &Handler, started: Started, stop: &Stop, tally: &Tally) -> Outcome {
+async fn work(
+    handler: &Handler<impl Keeper>,
+    started: Started,
+    stop: &Stop,
+    tally: &Tally,
+) -> Outcome {
     let mut attempt = Attempt::new(&started, handler);
     let worked = tokio::select! {
         biased;

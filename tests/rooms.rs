@@ -14,7 +14,7 @@ use std::{
 /// The floors of the house, the lowest first. A room knows rooms of lower floors only, and none of
 /// its own.
 const FLOORS: [&[&str]; 11] = [
-    &["fail", "retry", "pause", "stop", "stack", "telemetry"],
+    &["clock", "fail", "retry", "pause", "stop", "stack", "telemetry"],
     &["outcome"],
     &["request"],
     &["steps"],

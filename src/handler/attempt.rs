@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::{Handler, holding::Held};
 use crate::{
-    ledger::{Due, Fence, Finish, Hold, Verdict},
+    clock,
+    ledger::{Due, Fence, Finish, Hold, Keeper, Verdict},
     outcome::Outcome,
     request::{Malformed, Message, Request},
     telemetry::{RequestLine, metrics},
@@ -47,10 +48,10 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(started: &Started, handler: &Handler) -> Self {
+    pub(crate) fn new(started: &Started, handler: &Handler<impl Keeper>) -> Self {
         let attempt = Self {
             started: Instant::now(),
-            received_at: OffsetDateTime::now_utc(),
+            received_at: clock::now(),
             fence: Fence::new(),
             number: 1,
             max: None,
@@ -153,7 +154,7 @@ impl Attempt {
             took,
         );
         let since = request.and_then(Request::published_at).unwrap_or(self.received_at);
-        let age = Duration::try_from(OffsetDateTime::now_utc() - since).unwrap_or_default();
+        let age = Duration::try_from(clock::now() - since).unwrap_or_default();
         if *outcome == Outcome::Done {
             metrics::request_age(label, age);
         }

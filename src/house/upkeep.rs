@@ -17,7 +17,7 @@ use crate::{
     admin::{Health, Readiness},
     config::Config,
     handler::Handler,
-    ledger::{Counts, Ledger},
+    ledger::{Counts, Keeper},
     pause::{Pauses, Reason},
     queue::Status,
     stop::Stop,
@@ -81,24 +81,8 @@ pub(super) fn start(
     tasks.spawn(tell_pauses(house.pauses.clone()));
     tasks.spawn(count(house.pauses.clone(), ledger, limits, config.worker.counts_interval));
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
-    tasks.spawn(renew_leases(handler));
+    tasks.spawn(async move { handler.renew_leases().await });
     tasks
-}
-
-/// Renews the leases of what is worked here, so that only the work of the dead is taken over.
-async fn renew_leases(handler: Arc<Handler>) {
-    let mut ticks = interval(handler.ledger.lease_margin() / 2);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        handler.pauses.until_without(&Reason::Postgres).await;
-        let held = handler.holding.all();
-        if !held.is_empty()
-            && let Err(error) = handler.ledger.renew(&held).await
-        {
-            tracing::debug!(event = "ledger.renew_failed", %error, "leases were not renewed");
-        }
-    }
 }
 
 /// Tells log and metrics each reason that comes and goes.
@@ -123,9 +107,9 @@ async fn tell_pauses(pauses: Pauses) {
 }
 
 /// Exports what is in the ledger, and pauses where too much is parked.
-async fn count(
+pub(crate) async fn count(
     pauses: Pauses,
-    ledger: Arc<Ledger>,
+    ledger: Arc<impl Keeper>,
     limits: BTreeMap<String, u64>,
     every: Duration,
 ) {

@@ -49,7 +49,7 @@ impl Ledger {
             rows.iter().map(read).collect::<Result<Vec<Due>, BatchError>>()
         })
         .await;
-        self.noticed(claimed.map_err(LedgerError::from))
+        self.outage.noticed(claimed.map_err(LedgerError::from))
     }
 }
 
@@ -80,7 +80,7 @@ impl Ledger {
             Ok(())
         })
         .await;
-        self.noticed(renewed.map_err(LedgerError::from))
+        self.outage.noticed(renewed.map_err(LedgerError::from))
     }
 }
 
