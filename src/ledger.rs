@@ -13,6 +13,8 @@ mod keep;
 mod keeper;
 mod lanes;
 mod migrations;
+#[cfg(test)]
+pub(crate) mod model;
 mod outage;
 mod pool;
 mod session;
@@ -34,6 +36,13 @@ pub(crate) use keeper::Keeper;
 pub use migrations::Schema;
 pub use settings::{PoolSettings, Settings};
 pub use sql::{Function, is_function_name};
+#[cfg(test)]
+pub(crate) use {
+    error::BatchError,
+    finish::file,
+    lanes::{Batch, Bounds, Lanes},
+    outage::Outage,
+};
 
 use crate::pause::Pauses;
 

@@ -52,6 +52,8 @@ pub mod pause;
 pub mod queue;
 pub mod request;
 pub mod retry;
+#[cfg(test)]
+mod simulation;
 pub mod stack;
 pub mod steps;
 pub mod stop;

@@ -77,7 +77,6 @@ impl<K: Keeper> Worker<K> {
 
     /// Slot before message: what cannot be started is not taken.
     async fn take_deliveries(&self, inbox: &mut Inbox) {
-        let mut paused = self.pauses.subscribe();
         loop {
             tokio::select! {
                 biased;
@@ -88,13 +87,15 @@ impl<K: Keeper> Worker<K> {
             tokio::select! {
                 biased;
                 // A pause or a stop while waiting for a message: back to the top, without a slot.
-                _ = paused.wait_for(|reasons| !reasons.is_empty()) => {}
+                () = self.pauses.until_paused() => {}
                 delivery = inbox.next() => {
                     let Some(delivery) = delivery else { break };
                     let redelivered = delivery.redelivered();
                     let (message, ticket) = delivery.into_parts();
                     self.begin(Started::Delivered { message, redelivered }, Some(ticket), slot);
                 }
+                // Due work waits for the only slot: it must not wait for a message to come.
+                () = sleep(self.handler.ledger.due_poll()), if self.settings.concurrency == 1 => {}
             }
         }
     }
@@ -126,10 +127,9 @@ impl<K: Keeper> Worker<K> {
                     () = back => continue,
                 }
             }
-            let mut reasons = self.pauses.subscribe();
-            reasons.mark_unchanged();
+            let changes = self.pauses.changes();
             let Some(first) = self.slot().await else { return };
-            if reasons.has_changed().unwrap_or(true) {
+            if self.pauses.changes() != changes {
                 // The wait may have lasted through an outage: see above.
                 drop(first);
                 at_once = false;

@@ -87,10 +87,9 @@ pub(super) fn start(
 
 /// Tells log and metrics each reason that comes and goes.
 async fn tell_pauses(pauses: Pauses) {
-    let mut follow = pauses.subscribe();
-    let mut told = BTreeSet::new();
+    let (mut told, mut changes) = (BTreeSet::new(), 0);
     loop {
-        let now = follow.borrow_and_update().clone();
+        let (now, so_far) = pauses.until_changed(changes).await;
         for reason in now.difference(&told) {
             metrics::paused(&reason.to_string(), true);
             info!(event = "worker.paused", reason = %reason, "nothing is consumed");
@@ -99,10 +98,7 @@ async fn tell_pauses(pauses: Pauses) {
             metrics::paused(&reason.to_string(), false);
             info!(event = "worker.resumed", reason = %reason, "this reason not to consume is gone");
         }
-        told = now;
-        if follow.changed().await.is_err() {
-            return;
-        }
+        (told, changes) = (now, so_far);
     }
 }
 

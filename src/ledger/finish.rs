@@ -40,7 +40,7 @@ pub(super) struct FinishBatch {
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Has a finish done in its lane.
-pub(super) async fn file<B>(lanes: &Lanes<B>, finish: Finish) -> Result<Finished, LedgerError>
+pub(crate) async fn file<B>(lanes: &Lanes<B>, finish: Finish) -> Result<Finished, LedgerError>
 where
     B: Batch<Job = Finish, Answer = Result<Finished, StepError>>,
 {

@@ -43,7 +43,7 @@ impl Outage {
     }
 
     /// Completes when somebody has noticed an outage.
-    pub(super) async fn noted(&self) {
+    pub(crate) async fn noted(&self) {
         self.away.notified().await;
     }
 

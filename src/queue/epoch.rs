@@ -31,6 +31,8 @@ const PROOF: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 pub(super) use pump::End;
+#[cfg(test)]
+pub(super) use pump::paused_for;
 
 /// One connection, its channel, and the desk of its deliveries.
 pub(super) struct Epoch {

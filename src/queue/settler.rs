@@ -164,7 +164,7 @@ impl Drop for Unsent<'_> {
 }
 
 /// The channel, as far as it is the settler's business.
-pub(super) trait Frames: Send + Sync + 'static {
+pub(crate) trait Frames: Send + Sync + 'static {
     /// Says what became of one delivery.
     fn settle(
         &self,
@@ -258,31 +258,4 @@ async fn send(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_cannot_be_told_any_more_is_counted_as_lost_once() {
-        let lost = Arc::new(AtomicU64::new(0));
-        let desk = Desk::new(1, lost.clone());
-        (1..=3).for_each(|tag| desk.register(tag));
-        desk.tell(2, Settlement::Ack);
-        desk.close();
-        desk.close();
-        assert_eq!(lost.load(Ordering::Relaxed), 1, "told and unsent");
-        desk.tell(1, Settlement::GiveBack);
-        assert_eq!(lost.load(Ordering::Relaxed), 2, "told too late");
-        assert!(!desk.is_open());
-    }
-
-    #[test]
-    fn a_sealed_desk_still_sends_what_was_told() {
-        let desk = Desk::new(1, Arc::default());
-        (1..=3).for_each(|tag| desk.register(tag));
-        desk.tell(2, Settlement::Ack);
-        desk.seal();
-        let (batch, _, _) = desk.take(Duration::from_secs(60));
-        assert_eq!(batch.singles, [(2, Settlement::Ack)], "nothing is held back any more");
-        assert_eq!(desk.working(), 2);
-    }
-}
+mod tests;
