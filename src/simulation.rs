@@ -13,6 +13,7 @@ mod account;
 mod broker;
 mod faults;
 mod ledger;
+mod line;
 mod plan;
 mod process;
 mod services;

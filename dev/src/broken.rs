@@ -24,13 +24,13 @@ struct Patch {
 impl Patch {
     fn read(path: PathBuf) -> anyhow::Result<Self> {
         let text = fs::read_to_string(&path)?;
-        let said = |what: &str| {
+        let said = |what: &str| -> Vec<String> {
             let lines = text.lines().take_while(|line| !line.starts_with("--- "));
-            lines.filter_map(|line| Some(line.strip_prefix(what)?.trim().to_owned()))
+            lines.filter_map(|line| Some(line.strip_prefix(what)?.trim().to_owned())).collect()
         };
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let rule = said("Rule:").next().with_context(|| format!("{name} has no line `Rule:`"))?;
-        let tests: Vec<String> = said("Test:").collect();
+        let rule = said("Rule:").pop().with_context(|| format!("{name} has no line `Rule:`"))?;
+        let tests = said("Test:");
         ensure!(!tests.is_empty(), "{name} has no line `Test:`");
         Ok(Self { name, path, rule, tests })
     }
@@ -123,8 +123,8 @@ fn apply(copy: &Path, patch: &Patch, further: &[&str]) -> anyhow::Result<()> {
 
 /// The same target folder, so that the crates from outside are not built again, and the same servers.
 fn cargo_test(checkout: &Path, copy: &Path, test: &str) -> anyhow::Result<Output> {
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| checkout.join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| checkout.join("target"), PathBuf::from);
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["test", "--locked", "--lib", test])
         .env("CARGO_TARGET_DIR", checkout.join(target))
@@ -136,7 +136,11 @@ fn cargo_test(checkout: &Path, copy: &Path, test: &str) -> anyhow::Result<Output
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 /// Which seed it was, and the first rule that it broke.

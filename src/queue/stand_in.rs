@@ -153,6 +153,9 @@ pub(crate) async fn paused_for(pauses: &Pauses, hold: Duration) {
     super::epoch::paused_for(pauses, hold).await;
 }
 
+/// What comes of a frame.
+pub(crate) type Sent = lapin::Result<()>;
+
 /// Why a frame could not be sent.
 pub(crate) fn broken() -> lapin::Error {
     lapin::ErrorKind::MissingHeartbeatError.into()

@@ -1,7 +1,8 @@
 //! The account: what must be true when all is quiet.
 
 use super::{
-    plan::Nature,
+    broker::Message,
+    plan::{Nature, Publish},
     services::MAX_ATTEMPTS,
     world::{State, World},
 };
@@ -16,17 +17,13 @@ impl World {
         let mut broken = Vec::new();
         let faults = self.plan.faults.any();
         for (serial, publish) in self.plan.publishes.iter().enumerate() {
-            let message = super::broker::Message::new(
-                serial,
-                publish.body.clone(),
-                publish.message_id.clone(),
-            );
+            let message = Message::new(serial, publish.body.clone(), publish.message_id.clone());
             if publish.confirmed && !state.knows(&publish.id, &message) {
                 broken.push(format!("{} was confirmed, and is lost", publish.id));
             }
         }
         for id in state.model.effects.keys().chain(state.calls.keys()) {
-            let published = |arrived: &super::plan::Publish| arrived.arrives && arrived.id == *id;
+            let published = |arrived: &Publish| arrived.arrives && arrived.id == *id;
             if !self.plan.publishes.iter().any(published) {
                 broken.push(format!("{id} was worked, and never published"));
             }
@@ -62,13 +59,15 @@ impl World {
             }
             if row.state == "dead"
                 && let Some(code) = row.error_code
-                && !self.may_die(&state, &nature, code)
+                && !self.may_die(&state, id, &nature, code)
             {
                 broken.push(format!("{id} is dead for {code}, which is none of its faults"));
             }
             if row.state == "done" && !faults && !self.plan.faults.dependencies {
-                let due = 1 + nature.failures_planned(&self.plan.natures, id);
-                if row.attempt as u32 > due {
+                // What is left of its failures in `natures` is not what it was to have.
+                let planned = self.plan.natures.iter().find(|(name, _)| name == id);
+                let failures = planned.map_or(0, |(_, nature)| nature.failures);
+                if row.attempt as u32 > 1 + failures {
                     broken.push(format!(
                         "{id} was charged for a neighbour: {} attempts",
                         row.attempt
@@ -85,30 +84,22 @@ impl World {
         broken.into_iter().for_each(|what| self.broke(what));
     }
 
-    fn may_die(&self, state: &State, nature: &Nature, code: &str) -> bool {
+    fn may_die(&self, state: &State, id: &str, nature: &Nature, code: &str) -> bool {
         let faults = &self.plan.faults;
         match code {
             "apply_refused" => nature.refused,
             "call_refused" => nature.call_refused,
             // One that vanished workers are charged to may have them all.
-            "crash_loop" => nature.killer || state.vanished >= 2 + MAX_ATTEMPTS,
+            "crash_loop" => nature.killer || faults.any() && state.vanished >= 2 + MAX_ATTEMPTS,
             "attempts" => {
                 let called = matches!(nature.kind, "pay" | "mail");
                 (called && faults.dependencies)
-                    || nature.failures > 0
+                    || self.plan.natures.iter().any(|(name, it)| it.failures > 0 && name == id)
                     || faults.any()
-                    || self.plan.natures.iter().any(|(_, it)| it.failures >= MAX_ATTEMPTS)
             }
             "deadline" => nature.deadline,
             "unknown_kind" | "malformed_json" | "invalid_envelope" => nature.bad,
             _ => false,
         }
-    }
-}
-
-impl Nature {
-    /// So often it was to fail.
-    fn failures_planned(&self, natures: &[(String, Nature)], id: &str) -> u32 {
-        natures.iter().find(|(name, _)| name == id).map_or(0, |(_, nature)| nature.failures)
     }
 }

@@ -8,6 +8,7 @@ use std::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
+    broker::Message,
     plan::origin,
     process::Process,
     services::CALLING,
@@ -190,11 +191,7 @@ pub(super) async fn publish(world: Arc<World>) {
         let said = if publish.confirmed { "confirmed" } else { "unknown" };
         world.tell("producer", || format!("publishes {}: {said}", publish.id));
         if publish.arrives {
-            let message = super::broker::Message::new(
-                serial,
-                publish.body.clone(),
-                publish.message_id.clone(),
-            );
+            let message = Message::new(serial, publish.body.clone(), publish.message_id.clone());
             world.state().broker.publish(message);
         }
     }

@@ -1,15 +1,16 @@
 //! The ledger of a simulated worker: the model behind the real lanes, and Postgres' troubles.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
+    plan::Nature,
     process::Process,
     world::{State, World},
 };
 use crate::{
     ledger::{
-        Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Fence, Finish, Finished, Keeper,
-        Lanes, Lease, LedgerError, Outage, Verdict, file,
+        Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold,
+        Keeper, Lanes, Lease, LedgerError, Outage, Verdict, file,
     },
     outcome::{ErrorCode, Failure, StepError},
     pause::Pauses,
@@ -69,7 +70,7 @@ impl Keeper for Memory {
     }
 
     async fn finish(&self, finish: Finish) -> Result<Finished, LedgerError> {
-        let (crate::ledger::Hold::Fresh(fence) | crate::ledger::Hold::Claimed(fence)) = finish.hold;
+        let (Hold::Fresh(fence) | Hold::Claimed(fence)) = finish.hold;
         self.process.begins(fence, &self.world);
         self.outage.noticed(file(&self.finishes, finish).await)
     }
@@ -275,7 +276,7 @@ impl Batch for Finishes {
 
 /// What the functions do.
 fn apply(
-    natures: &mut std::collections::BTreeMap<String, super::plan::Nature>,
+    natures: &mut BTreeMap<String, Nature>,
     job: &Finish,
     counts: bool,
 ) -> Result<Option<String>, StepError> {
