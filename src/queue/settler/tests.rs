@@ -29,9 +29,16 @@ fn a_sealed_desk_still_sends_what_was_told() {
     assert_eq!(batch.singles, [(2, Settlement::Ack)], "nothing is held back any more");
     assert_eq!(desk.working(), 2);
 }
+
 /// A channel that notes what it is told, and takes its time: a frame is sent at the second look.
 #[derive(Clone, Default)]
-struct Notes(Arc<Mutex<(Vec<(u64, Settlement)>, Vec<u64>)>>);
+struct Notes(Arc<Mutex<Noted>>);
+
+#[derive(Clone, Default)]
+struct Noted {
+    singles: Vec<(u64, Settlement)>,
+    up_to: Vec<u64>,
+}
 
 impl Notes {
     async fn slowly() {
@@ -46,13 +53,13 @@ impl Notes {
 impl Frames for Notes {
     async fn settle(&self, tag: u64, settlement: Settlement) -> lapin::Result<()> {
         Self::slowly().await;
-        self.0.lock().unwrap().0.push((tag, settlement));
+        self.0.lock().unwrap().singles.push((tag, settlement));
         Ok(())
     }
 
     async fn acknowledge_up_to(&self, tag: u64) -> lapin::Result<()> {
         Self::slowly().await;
-        self.0.lock().unwrap().1.push(tag);
+        self.0.lock().unwrap().up_to.push(tag);
         Ok(())
     }
 }
@@ -113,7 +120,7 @@ async fn whatever_the_order_each_ticket_is_sent_as_told_or_counted_as_lost() {
                     over = over || futures_util::poll!(&mut settler).is_ready();
                 }
                 assert!(over, "the settler ends with the desk: {order:?}, {turns:b}");
-                let (singles, up_to) = notes.0.lock().unwrap().clone();
+                let Noted { singles, up_to } = notes.0.lock().unwrap().clone();
                 let mut sent: BTreeMap<u64, Settlement> = BTreeMap::new();
                 for (tag, told) in singles {
                     assert_eq!(sent.insert(tag, told), None, "{tag} twice");
