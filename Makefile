@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery drill
+.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery drill simulate broken
 
 TOOLS := $(CURDIR)/target/tools
 # The one that is installed, or one of our own.
@@ -66,6 +66,13 @@ recovery: setup ## Measure how soon work goes on after RabbitMQ and Postgres hav
 drill: setup ## Prove under faults that nothing is lost and nothing done twice (minutes; ARGS=--help)
 	cargo build --release --locked --workspace --bins
 	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" drill $(ARGS)
+
+simulate: ## Run the corridor in a world of chance (SEEDS=10000, FIRST=0; SEED=n tells the story of one)
+	SEEDS=$(or $(SEEDS),10000) FIRST=$(or $(FIRST),0) SEED=$(SEED) RUST_BACKTRACE=0 \
+	  cargo test --locked --lib simulation::tests::no_seed_breaks_a_rule -- --exact --nocapture
+
+broken: setup ## Break each rule in a copy, and see that the tests notice (minutes; ARGS=NAME for one)
+	@$(DEV) broken $(ARGS)
 
 # Takes some minutes, once a checkout. A debug build: it is used for seconds and built for minutes.
 $(TOOLS)/bin/cargo-deny:

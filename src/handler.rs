@@ -22,10 +22,11 @@ pub(crate) use self::{
     suspects::Suspects,
 };
 use crate::{
+    clock,
     downstream::Downstream,
     fail,
     kind::{Kind, Kinds, Work},
-    ledger::{Claimed, Finished, Hold, Ledger, LedgerError, Verdict},
+    ledger::{Claimed, Finished, Hold, Keeper, Ledger, LedgerError, Verdict},
     outcome::{self, ErrorCode, Failure, GiveBack, Outcome, StepError},
     pause::Pauses,
     queue::Replies,
@@ -35,8 +36,8 @@ use crate::{
 };
 
 /// The rooms that a request passes through.
-pub(crate) struct Handler {
-    pub(crate) ledger: Arc<Ledger>,
+pub(crate) struct Handler<K: Keeper = Ledger> {
+    pub(crate) ledger: Arc<K>,
     pub(crate) downstream: Arc<Downstream>,
     pub(crate) kinds: Kinds,
     pub(crate) replies: Replies,
@@ -47,7 +48,7 @@ pub(crate) struct Handler {
     pub(crate) max_message_bytes: usize,
 }
 
-impl Handler {
+impl<K: Keeper> Handler<K> {
     /// Works one request to its outcome. `attempt` learns on the way what the log line and an
     /// interruption need to know.
     pub(crate) async fn handle(&self, started: Started, attempt: &mut Attempt) -> Outcome {
@@ -95,7 +96,7 @@ impl Handler {
         if request.unknown_fields > 0 && self.kinds.get(&request.kind).is_some() {
             metrics::unknown_fields(&request.kind);
         }
-        if let Some(early) = self.before(&request, OffsetDateTime::now_utc()) {
+        if let Some(early) = self.before(&request, clock::now()) {
             let fresh = Hold::Fresh(attempt.fence);
             return Box::pin(self.settle_unstarted(request, early, fresh, attempt)).await;
         }
@@ -174,7 +175,7 @@ impl Handler {
     async fn claimed(&self, request: Arc<Request>, attempt: &mut Attempt) -> Outcome {
         attempt.is_of(&request);
         let hold = Hold::Claimed(attempt.fence);
-        if let Some(early) = self.before(&request, OffsetDateTime::now_utc()) {
+        if let Some(early) = self.before(&request, clock::now()) {
             return self.settle_unstarted(request, early, hold, attempt).await;
         }
         let Some(kind) = self.kinds.get(&request.kind) else {
@@ -200,7 +201,7 @@ impl Handler {
     /// largest branch, and there is one for each request in work.
     async fn run(&self, kind: &Kind, request: Arc<Request>, attempt: &mut Attempt) -> Outcome {
         attempt.max = Some(kind.policy.max_attempts);
-        let ends = Instant::now() + budget(kind, &request, OffsetDateTime::now_utc());
+        let ends = Instant::now() + budget(kind, &request, clock::now());
         let response = if kind.has_call() {
             let called = Instant::now();
             let last = attempt.number >= kind.policy.max_attempts;

@@ -1,7 +1,7 @@
 //! Opens the rooms in order, runs the corridor, and closes them in order.
 
 mod helm;
-mod upkeep;
+pub(crate) mod upkeep;
 
 use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
 

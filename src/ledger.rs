@@ -10,8 +10,12 @@ mod due;
 mod error;
 mod finish;
 mod keep;
+mod keeper;
 mod lanes;
 mod migrations;
+#[cfg(test)]
+pub(crate) mod model;
+mod outage;
 mod pool;
 mod session;
 mod settings;
@@ -23,17 +27,24 @@ mod told;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use deadpool_postgres::Pool;
-use tokio::sync::Notify;
 
 pub use claim::{Claim, Claimed};
 pub use due::{Due, Lease};
 pub use error::{LedgerError, step_error};
 pub use finish::{Finish, Finished, Hold, Verdict};
 pub use keep::Counts;
+pub(crate) use keeper::Keeper;
 pub use migrations::Schema;
 pub use settings::{PoolSettings, Settings};
 pub use sql::{Function, is_function_name};
 pub use steering::Steered;
+#[cfg(test)]
+pub(crate) use {
+    error::BatchError,
+    finish::file,
+    lanes::{Batch, Bounds, Lanes},
+    outage::Outage,
+};
 
 use crate::pause::Pauses;
 
@@ -61,8 +72,7 @@ pub struct Ledger {
     worker: String,
     endpoint: String,
     pauses: Pauses,
-    away: Notify,
-    told: told::Told,
+    outage: outage::Outage,
     statements: Statements,
     claims: lanes::Lanes<claim::ClaimBatch>,
     finishes: lanes::Lanes<finish::FinishBatch>,
@@ -114,10 +124,9 @@ impl Ledger {
             finishes: lanes::Lanes::start(Arc::new(finish), settings.lanes, bounds),
             pool,
             worker: worker.to_owned(),
+            outage: outage::Outage::new(pauses.clone(), pool::endpoint(&settings)),
             endpoint: pool::endpoint(&settings),
             pauses,
-            away: Notify::new(),
-            told: told::Told::default(),
             statements,
             settings,
         }))
@@ -138,7 +147,7 @@ impl Ledger {
     pub async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerError> {
         let key = claim.request.user_id.clone();
         let claimed = self.claims.submit(&key, claim).await;
-        self.noticed(claimed)
+        self.outage.noticed(claimed)
     }
 
     /// Applies a request and writes its row, together.
@@ -148,17 +157,7 @@ impl Ledger {
     /// [`LedgerError::Away`]: whether it was written is unknown; asked again with the same fence,
     /// it is written at most once.
     pub async fn finish(&self, finish: Finish) -> Result<Finished, LedgerError> {
-        let key = finish.request.user_id.clone();
-        let again = match finish.hold {
-            Hold::Claimed(fence) => Some(Finish { hold: Hold::Fresh(fence), ..finish.clone() }),
-            Hold::Fresh(_) => None,
-        };
-        let mut finished = self.finishes.submit(&key, finish).await;
-        // A failover that lost the claim: what we hold may be the only copy, so it is filed anew.
-        if let (Ok(Ok(Finished::Gone)), Some(again)) = (&finished, again) {
-            finished = self.finishes.submit(&key, again).await;
-        }
-        self.noticed(finished.and_then(|applied| applied.map_err(LedgerError::Step)))
+        self.outage.noticed(finish::file(&self.finishes, finish).await)
     }
 
     /// Which database this is, for people; without the password.
@@ -184,12 +183,12 @@ impl Ledger {
     /// Closes every connection.
     pub fn close(&self) {
         self.pool.close();
-        self.away.notify_one();
+        self.outage.wake();
     }
 
     /// Whether this was not said yet of the outage that is now. For who waits before [`Ledger::start`].
     pub fn is_news(&self, error: &str) -> bool {
-        self.told.is_news(error)
+        self.outage.told.is_news(error)
     }
 
     fn patience(&self) -> Duration {

@@ -12,7 +12,7 @@
 //! queue        RabbitMQ        ledger  Postgres        downstream  HTTP        admin  probes, metrics
 //! telemetry    logs and metrics
 //! ── words
-//! request      the contract    outcome  what became of it    retry  pause  stop  steer
+//! request      the contract    outcome  what became of it    retry  pause  stop  steer  clock
 //! fail         where tests end the process; not compiled otherwise
 //! laws         what must hold whatever comes in: for tests and fuzz targets, not compiled otherwise
 //! ```
@@ -40,6 +40,7 @@
 
 pub mod admin;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod downstream;
 mod fail;
@@ -54,6 +55,8 @@ pub mod pause;
 pub mod queue;
 pub mod request;
 pub mod retry;
+#[cfg(test)]
+mod simulation;
 pub mod stack;
 pub mod steer;
 pub mod steps;

@@ -32,6 +32,8 @@ mod replies;
 mod settings;
 mod settler;
 mod side;
+#[cfg(test)]
+pub(crate) mod stand_in;
 mod supervisor;
 mod topology;
 mod trouble;
@@ -52,6 +54,8 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+#[cfg(test)]
+pub(crate) use self::settler::Frames;
 use self::{board::Board, hatch::Hatch, monitor::Depth, side::Side, supervisor::Leftovers};
 pub use self::{
     board::Status,

@@ -48,16 +48,22 @@ fn interval(initial: Duration, max: Duration, multiplier: f64, attempt: u32) -> 
         max_elapsed_time: None,
         ..ExponentialBackoff::default()
     };
-    let mut interval = initial;
-    // Past some sixty doublings every interval is the longest one.
-    for _ in 0..attempt.clamp(1, 64) {
-        interval = intervals.next_backoff().unwrap_or(max);
+    let mut interval = intervals.next_backoff().unwrap_or(max);
+    for _ in 1..attempt {
+        let next = intervals.next_backoff().unwrap_or(max);
+        if next == interval {
+            // So are all that follow.
+            break;
+        }
+        interval = next;
     }
     interval.min(max)
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn policy() -> RetryPolicy {
@@ -87,5 +93,29 @@ mod tests {
         let delay =
             |chance| reconnect_delay(Duration::from_secs(1), Duration::from_secs(10), 9, chance);
         assert_eq!((delay(0.0), delay(1.0)), (Duration::ZERO, Duration::from_secs(10)));
+    }
+
+    proptest! {
+        /// The schedule as a person would write it down: multiply, cut off, take half by chance.
+        #[test]
+        fn a_delay_is_what_multiplication_says(
+            initial in 1..5_000_u64, longest in 1..600_000_u64, multiplier in 1.0..8.0_f64,
+            attempt in 0..200_u32, chance in 0.0..1.0_f64,
+        ) {
+            let initial_delay = Duration::from_millis(initial);
+            let max_delay = Duration::from_millis(longest).max(initial_delay);
+            let policy = RetryPolicy { max_attempts: 5, initial_delay, max_delay, multiplier };
+            let mut expected = initial_delay.as_secs_f64();
+            for _ in 1..attempt {
+                expected = (expected * multiplier).min(max_delay.as_secs_f64());
+            }
+            let delay = policy.delay(attempt, chance).as_secs_f64();
+            let by_chance = expected * (0.5 + chance / 2.0);
+            // Each interval is a whole number of nanoseconds.
+            prop_assert!((delay - by_chance).abs() < 1e-6 + by_chance * 1e-6, "{delay}, {by_chance}");
+            prop_assert!(policy.delay(attempt, chance) <= max_delay);
+            let reconnect = reconnect_delay(initial_delay, max_delay, attempt, chance);
+            prop_assert!(reconnect <= max_delay);
+        }
     }
 }

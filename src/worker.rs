@@ -18,6 +18,7 @@ pub use self::{drain::Drained, settings::Settings};
 use crate::{
     fail,
     handler::{Attempt, Handler, Started},
+    ledger::{Keeper, Ledger},
     outcome::{ErrorCode, Failure, GiveBack, Outcome},
     pause::{Pauses, Reason},
     queue::{Inbox, Ticket},
@@ -32,8 +33,8 @@ const PUT_DOWN: Duration = Duration::from_secs(2);
 const HEAD_START: Duration = Duration::from_secs(1);
 
 /// Takes requests as long as nobody asks to stop, and works each in a task of its own.
-pub(crate) struct Worker {
-    pub(crate) handler: Arc<Handler>,
+pub(crate) struct Worker<K: Keeper = Ledger> {
+    pub(crate) handler: Arc<Handler<K>>,
     pub(crate) settings: Settings,
     pub(crate) pauses: Pauses,
     pub(crate) stop: Stop,
@@ -42,9 +43,9 @@ pub(crate) struct Worker {
     tally: Arc<Tally>,
 }
 
-impl Worker {
+impl<K: Keeper> Worker<K> {
     pub(crate) fn new(
-        handler: Arc<Handler>,
+        handler: Arc<Handler<K>>,
         settings: Settings,
         pauses: Pauses,
         stop: Stop,
@@ -76,7 +77,6 @@ impl Worker {
 
     /// Slot before message: what cannot be started is not taken.
     async fn take_deliveries(&self, inbox: &mut Inbox) {
-        let mut paused = self.pauses.subscribe();
         while !self.stop.is_asked() {
             if self.pauses.is_paused() {
                 tokio::select! {
@@ -93,8 +93,10 @@ impl Worker {
                 None => tokio::select! {
                     biased;
                     // A pause or a stop while waiting for a message: back to the top, without a slot.
-                    _ = paused.wait_for(|reasons| !reasons.is_empty()) => continue,
+                    () = self.pauses.until_paused() => continue,
                     delivery = inbox.next() => delivery,
+                    // Due work waits for the only slot: it must not wait for a message to come.
+                    () = sleep(self.handler.ledger.due_poll()), if self.settings.concurrency == 1 => continue,
                 },
             };
             let Some(delivery) = delivery else { break };
@@ -140,10 +142,9 @@ impl Worker {
                     () = self.pauses.until_without(&Reason::Operator) => continue,
                 }
             }
-            let mut reasons = self.pauses.subscribe();
-            reasons.mark_unchanged();
+            let changes = self.pauses.changes();
             let Some(first) = self.slot().await else { return };
-            if reasons.has_changed().unwrap_or(true) {
+            if self.pauses.changes() != changes {
                 // The wait may have lasted through an outage: see above.
                 drop(first);
                 at_once = false;
@@ -212,6 +213,7 @@ impl Worker {
         self.tasks.close();
         fail::at("during_drain", [""]);
         tokio::select! {
+            biased;
             () = self.tasks.wait() => {}
             () = sleep_until(since + self.settings.grace) => self.stop.force(),
             () = self.stop.forced() => {}
@@ -229,7 +231,12 @@ impl Worker {
 }
 
 /// One attempt: a panic is an outcome, and so is an interruption.
-async fn work(handler: &Handler, started: Started, stop: &Stop, tally: &Tally) -> Outcome {
+async fn work(
+    handler: &Handler<impl Keeper>,
+    started: Started,
+    stop: &Stop,
+    tally: &Tally,
+) -> Outcome {
     let mut attempt = Attempt::new(&started, handler);
     let worked = tokio::select! {
         biased;

@@ -13,8 +13,8 @@ use std::{
 
 /// The floors of the house, the lowest first. A room knows rooms of lower floors only, and none of
 /// its own.
-const FLOORS: [&[&str]; 11] = [
-    &["fail", "laws", "retry", "pause", "stop", "stack", "steer", "telemetry"],
+const FLOORS: [&[&str]; 12] = [
+    &["clock", "fail", "laws", "retry", "pause", "stop", "stack", "steer", "telemetry"],
     &["outcome"],
     &["request"],
     &["steps"],
@@ -24,6 +24,8 @@ const FLOORS: [&[&str]; 11] = [
     &["worker"],
     &["config"],
     &["house"],
+    // Only in tests: drives the corridor without its surroundings.
+    &["simulation"],
     &["cli"],
 ];
 

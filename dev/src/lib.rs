@@ -9,6 +9,7 @@
 //! | [`recovery`] | how long it takes to go on after a server has come back |
 //! | [`mod@drill`] | `longshore drill` at full size, on servers that are restarted meanwhile |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
+//! | [`broken`] | that the tests notice when a rule is broken: patches, applied to a copy |
 //! | [`place`], [`programs`] | folders and installed programs |
 //! | [`chroot`] | servers of another system, in a folder: other versions for the same tests |
 //!
@@ -28,6 +29,7 @@ mod apart;
 pub use longshore_drill::{account, hold, process, proxy, stub};
 
 pub mod bench;
+pub mod broken;
 pub mod chroot;
 pub mod demo;
 pub mod drill;

@@ -8,7 +8,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use longshore_dev::{bench, demo, drill, hold, recovery, services::Services, stub::Stub};
+use longshore_dev::{bench, broken, demo, drill, hold, recovery, services::Services, stub::Stub};
 
 /// Private servers for developing and testing Longshore.
 #[derive(Debug, Parser)]
@@ -40,6 +40,11 @@ enum Command {
     Bench(bench::Options),
     /// Work off ten million requests in one go, on servers of its own.
     BenchDay(bench::day::Options),
+    /// Break each rule in a copy of the checkout, and see that the tests notice.
+    Broken {
+        /// Names of patches in `dev/broken`; all of them without any.
+        names: Vec<String>,
+    },
     /// Measure how soon the worker goes on after its servers have come back.
     Recovery(recovery::Options),
     /// One of the ways that `bench` compares with; started by it.
@@ -108,6 +113,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Bench(options) => bench::run(&options).await?,
         Command::BenchDay(options) => bench::day::run(&options).await?,
+        Command::Broken { names } => {
+            if !broken::run(&names)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Recovery(options) => {
             if !recovery::run(&options).await?.passed() {
                 return Ok(ExitCode::FAILURE);

@@ -7,8 +7,9 @@ use tokio::time::Instant;
 
 use super::{Handler, holding::Held};
 use crate::{
+    clock,
     kind::Kind,
-    ledger::{Due, Fence, Finish, Hold, Verdict},
+    ledger::{Due, Fence, Finish, Hold, Keeper, Verdict},
     outcome::Outcome,
     request::{Malformed, Message, Request},
     telemetry::{RequestLine, metrics},
@@ -44,10 +45,10 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(started: &Started, handler: &Handler) -> Self {
+    pub(crate) fn new(started: &Started, handler: &Handler<impl Keeper>) -> Self {
         let attempt = Self {
             started: Instant::now(),
-            received_at: OffsetDateTime::now_utc(),
+            received_at: clock::now(),
             fence: Fence::new(),
             number: 1,
             max: None,
@@ -143,7 +144,7 @@ impl Attempt {
         };
         let failure = outcome.failure();
         let since = request.and_then(Request::published_at).unwrap_or(self.received_at);
-        let age = Duration::try_from(OffsetDateTime::now_utc() - since).unwrap_or_default();
+        let age = Duration::try_from(clock::now() - since).unwrap_or_default();
         match known {
             Some(kind) if *outcome == Outcome::Done => kind.meters.done(took, age),
             // Kinds that are not configured come from messages: they would be labels without end.

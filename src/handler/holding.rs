@@ -6,7 +6,13 @@ use std::{
     time::Duration,
 };
 
-use crate::ledger::{Fence, Lease};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Handler;
+use crate::{
+    ledger::{Fence, Keeper, Lease},
+    pause::Reason,
+};
 
 /// The claims that are held by attempts under way.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +27,7 @@ impl Holding {
     }
 
     /// All of them.
-    pub(crate) fn all(&self) -> Vec<Lease> {
+    fn all(&self) -> Vec<Lease> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 }
@@ -36,6 +42,25 @@ pub(super) struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.holding.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.fence.0);
+    }
+}
+
+impl<K: Keeper> Handler<K> {
+    /// Renews the leases of what is worked here, so that only the work of the dead is taken over.
+    /// Never completes.
+    pub(crate) async fn renew_leases(&self) {
+        let mut ticks = interval(self.ledger.lease_margin() / 2);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.pauses.until_without(&Reason::Postgres).await;
+            let held = self.holding.all();
+            if !held.is_empty()
+                && let Err(error) = self.ledger.renew(&held).await
+            {
+                tracing::debug!(event = "ledger.renew_failed", %error, "leases were not renewed");
+            }
+        }
     }
 }
 

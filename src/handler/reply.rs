@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::Handler;
-use crate::{kind::Kind, outcome::Failure, queue::Reply, request::Request};
+use crate::{kind::Kind, ledger::Keeper, outcome::Failure, queue::Reply, request::Request};
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -26,7 +26,7 @@ pub(super) fn wanted<'a>(kind: &Kind, request: &'a Request) -> Option<&'a str> {
     (kind.reply && !to.is_empty()).then_some(to)
 }
 
-impl Handler {
+impl<K: Keeper> Handler<K> {
     /// Answers, if the kind does that and the producer asked for it. At most once, after the commit:
     /// who needs to be certain asks the ledger. Nothing that happens to the answer changes what
     /// became of the request.

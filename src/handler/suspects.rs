@@ -11,7 +11,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::{Attempt, Handler};
 use crate::{
-    ledger::LedgerError,
+    ledger::{Keeper, LedgerError},
     outcome::{GiveBack, Outcome},
     pause::Reason,
     request::Request,
@@ -35,7 +35,7 @@ pub(super) enum Place<'a> {
     Alone(#[expect(dead_code, reason = "held, not read")] RwLockWriteGuard<'a, ()>),
 }
 
-impl Handler {
+impl<K: Keeper> Handler<K> {
     /// The place of a claimed request. The wait for it ends with the attempts that are before it,
     /// and its lease is renewed meanwhile.
     ///

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 use super::{Attempt, Handler, reply};
 use crate::{
     kind::{Kind, Work},
-    ledger::{Claim, Claimed, Finished, Hold, LedgerError, Verdict},
+    ledger::{Claim, Claimed, Finished, Hold, Keeper, LedgerError, Verdict},
     outcome::{ErrorCode, Failure, GiveBack, Outcome, StepError},
     pause::Reason,
     request::{Malformed, Message, Request},
@@ -24,7 +24,7 @@ const SUSPECT: u32 = 3;
 /// How many probe intervals a request that Postgres goes away with is held back at most.
 const MOST_AWAY: u32 = 10;
 
-impl Handler {
+impl<K: Keeper> Handler<K> {
     /// Claims, and asks again with the same fence while Postgres is away: whether a claim whose
     /// answer was lost is in the ledger can only be learnt there, and giving it back could charge it
     /// an attempt that nobody made.

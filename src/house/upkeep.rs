@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     downstream::Dependency,
     handler::Handler,
-    ledger::Counts,
+    ledger::{Counts, Keeper},
     pause::{Pauses, Reason},
     queue::Status,
     stop::Stop,
@@ -100,34 +100,18 @@ pub(super) fn start(
     let bounds = dependencies.chain(kinds).collect();
     tasks.spawn(tell_pauses(house.pauses.clone()));
     tasks.spawn(Arc::clone(&helm).follow(config.worker.steering_interval));
-    tasks.spawn(count(handler.clone(), helm, bounds, config.worker.counts_interval));
+    let told = move |counts: &Counts| helm.counted(counts);
+    tasks.spawn(count(handler.clone(), bounds, config.worker.counts_interval, told));
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
-    tasks.spawn(renew_leases(handler));
+    tasks.spawn(async move { handler.renew_leases().await });
     tasks
-}
-
-/// Renews the leases of what is worked here, so that only the work of the dead is taken over.
-async fn renew_leases(handler: Arc<Handler>) {
-    let mut ticks = interval(handler.ledger.lease_margin() / 2);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        handler.pauses.until_without(&Reason::Postgres).await;
-        let held = handler.holding.all();
-        if !held.is_empty()
-            && let Err(error) = handler.ledger.renew(&held).await
-        {
-            tracing::debug!(event = "ledger.renew_failed", %error, "leases were not renewed");
-        }
-    }
 }
 
 /// Tells log and metrics each reason that comes and goes.
 async fn tell_pauses(pauses: Pauses) {
-    let mut follow = pauses.subscribe();
-    let mut told = BTreeSet::new();
+    let (mut told, mut changes) = (BTreeSet::new(), 0);
     loop {
-        let now = follow.borrow_and_update().clone();
+        let (now, so_far) = pauses.until_changed(changes).await;
         for reason in now.difference(&told) {
             metrics::paused(&reason.to_string(), true);
             info!(event = "worker.paused", reason = %reason, "nothing is consumed");
@@ -136,22 +120,24 @@ async fn tell_pauses(pauses: Pauses) {
             metrics::paused(&reason.to_string(), false);
             info!(event = "worker.resumed", reason = %reason, "this reason not to consume is gone");
         }
-        told = now;
-        if follow.changed().await.is_err() {
-            return;
-        }
+        (told, changes) = (now, so_far);
     }
 }
 
 /// How much may be parked on something, and why nothing is consumed where it is more.
-struct Bound {
-    on: String,
-    reason: Reason,
-    limit: u64,
+pub(crate) struct Bound {
+    pub(crate) on: String,
+    pub(crate) reason: Reason,
+    pub(crate) limit: u64,
 }
 
 /// Exports what is in the ledger, and pauses where too much is parked.
-async fn count(handler: Arc<Handler>, helm: Arc<Helm>, bounds: Vec<Bound>, every: Duration) {
+pub(crate) async fn count<K: Keeper>(
+    handler: Arc<Handler<K>>,
+    bounds: Vec<Bound>,
+    every: Duration,
+    tell: impl Fn(&Counts),
+) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = BTreeSet::new();
@@ -163,7 +149,7 @@ async fn count(handler: Arc<Handler>, helm: Arc<Helm>, bounds: Vec<Bound>, every
         }
         let Ok(counts) = handler.ledger.counts().await else { continue };
         export(&counts, &mut seen);
-        helm.counted(&counts);
+        tell(&counts);
         for bound in &bounds {
             let parked =
                 counts.parked.iter().find(|(on, _)| *on == bound.on).map_or(0, |(_, rows)| *rows);

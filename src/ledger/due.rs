@@ -49,7 +49,7 @@ impl Ledger {
             rows.iter().map(read).collect::<Result<Vec<Due>, BatchError>>()
         })
         .await;
-        self.noticed(claimed.map_err(LedgerError::from))
+        self.outage.noticed(claimed.map_err(LedgerError::from))
     }
 }
 
@@ -80,7 +80,32 @@ impl Ledger {
             Ok(())
         })
         .await;
-        self.noticed(renewed.map_err(LedgerError::from))
+        self.outage.noticed(renewed.map_err(LedgerError::from))
+    }
+}
+
+impl Due {
+    /// What a row says, as the contract reads it today. It had an identity when it was filed, and it
+    /// keeps that: id and kind.
+    pub(super) fn revive(
+        identity: (Option<String>, Option<String>),
+        message: Message,
+        fence: Fence,
+        attempt: i32,
+        crashes: i32,
+        received_at: OffsetDateTime,
+    ) -> Self {
+        let request = request::decode_or_return(message).map(Arc::new).map_err(|mut refused| {
+            (refused.0.id, refused.0.kind) = identity;
+            refused
+        });
+        Self {
+            request,
+            fence,
+            attempt: u32::try_from(attempt).unwrap_or_default(),
+            crashes: u32::try_from(crashes).unwrap_or_default(),
+            received_at,
+        }
     }
 }
 
@@ -89,19 +114,14 @@ fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
     let properties: Properties =
         properties.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let message = Message { body: Bytes::from(row.try_get::<_, Vec<u8>>(4)?), properties };
-    let request = request::decode_or_return(message).map(Arc::new).map_err(|mut refused| {
-        // It had an identity when it was filed; it keeps it.
-        refused.0.id = row.try_get(0).ok();
-        refused.0.kind = row.try_get(1).ok();
-        refused
-    });
-    Ok(Due {
-        request,
-        fence: Fence(row.try_get(2)?),
-        attempt: u32::try_from(row.try_get::<_, i32>(3)?).unwrap_or_default(),
-        crashes: u32::try_from(row.try_get::<_, i32>(6)?).unwrap_or_default(),
-        received_at: row.try_get(7)?,
-    })
+    Ok(Due::revive(
+        (row.try_get(0).ok(), row.try_get(1).ok()),
+        message,
+        Fence(row.try_get(2)?),
+        row.try_get(3)?,
+        row.try_get(6)?,
+        row.try_get(7)?,
+    ))
 }
 
 /// A due row that was running had its lease expire: its worker vanished, and the attempt is charged

@@ -22,7 +22,7 @@ pub enum LedgerError {
 
 /// How a statement failed, seen from the batch it was in.
 #[derive(Debug)]
-pub(super) enum BatchError {
+pub(crate) enum BatchError {
     /// See [`LedgerError::Away`].
     Away(String),
     /// Another transaction inserted one of the same ids meanwhile: the batch did nothing.

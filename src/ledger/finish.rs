@@ -21,8 +21,8 @@ use self::{
     wary::{Wary, Written},
 };
 use super::{
-    error::{BatchError, describe, own},
-    lanes::Batch,
+    error::{BatchError, LedgerError, describe, own},
+    lanes::{Batch, Lanes},
     session,
     sql::Function,
 };
@@ -40,6 +40,24 @@ pub(super) struct FinishBatch {
 
 /// How much longer than its statements a visit may take before the connection is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Has a finish done in its lane.
+pub(crate) async fn file<B>(lanes: &Lanes<B>, finish: Finish) -> Result<Finished, LedgerError>
+where
+    B: Batch<Job = Finish, Answer = Result<Finished, StepError>>,
+{
+    let key = finish.request.user_id.clone();
+    let again = match finish.hold {
+        Hold::Claimed(fence) => Some(Finish { hold: Hold::Fresh(fence), ..finish.clone() }),
+        Hold::Fresh(_) => None,
+    };
+    let mut finished = lanes.submit(&key, finish).await;
+    // A failover that lost the claim: what we hold may be the only copy, so it is filed anew.
+    if let (Ok(Ok(Finished::Gone)), Some(again)) = (&finished, again) {
+        finished = lanes.submit(&key, again).await;
+    }
+    finished.and_then(|applied| applied.map_err(LedgerError::Step))
+}
 
 impl FinishBatch {
     pub(super) fn new(

@@ -4,8 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use sha2::{Digest as _, Sha256};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
-use tracing::{info, warn};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing::info;
 
 use super::{
     Ledger,
@@ -56,7 +56,7 @@ impl Ledger {
             Ok(())
         })
         .await;
-        self.noticed(kept.map_err(LedgerError::from))
+        self.outage.noticed(kept.map_err(LedgerError::from))
     }
 
     /// Counts what is not done.
@@ -79,7 +79,7 @@ impl Ledger {
             Ok(counts)
         })
         .await;
-        self.noticed(counts.map_err(LedgerError::from))
+        self.outage.noticed(counts.map_err(LedgerError::from))
     }
 
     /// Deletes one batch of old rows by one of the statements; returns how many.
@@ -91,61 +91,23 @@ impl Ledger {
             client.execute(&statement, &[&keep, &limit]).await.map_err(own)
         })
         .await;
-        self.noticed(pruned.map_err(LedgerError::from))
-    }
-
-    /// Tells the house when Postgres turns out to be away, and hands the result on.
-    pub(super) fn noticed<T>(&self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
-        if let Err(LedgerError::Away(error)) = &result
-            && self.pauses.add(Reason::Postgres)
-        {
-            self.told.begin();
-            self.told.is_news(error);
-            warn!(
-                event = "ledger.away",
-                error,
-                endpoint = self.endpoint,
-                "postgres is away, nothing is consumed until it is back"
-            );
-            self.away.notify_one();
-        }
-        result
+        self.outage.noticed(pruned.map_err(LedgerError::from))
     }
 
     /// Runs until the ledger is closed: finds out when Postgres is back.
     pub(super) async fn watch(self: Arc<Self>) {
         loop {
-            self.away.notified().await;
-            let since = Instant::now();
-            loop {
-                // Before the first look as well: what answers a look may still refuse the work, and
-                // then away and back would follow each other as fast as they can.
-                sleep(self.settings.probe_interval).await;
-                if self.pool.is_closed() {
-                    return;
+            self.outage.noted().await;
+            let probe = || async {
+                match self.pool.is_closed() {
+                    true => None,
+                    false => Some(self.probe().await),
                 }
-                let Err(error) = self.probe().await else { break };
-                let error = match error {
-                    LedgerError::Away(error) => error,
-                    other => other.to_string(),
-                };
-                if self.told.is_news(&error) {
-                    warn!(
-                        event = "ledger.still_away",
-                        error,
-                        endpoint = self.endpoint,
-                        "postgres is still away, for another reason"
-                    );
-                } else {
-                    tracing::debug!(event = "ledger.still_away", error, "postgres is still away");
-                }
+            };
+            self.outage.watch(self.settings.probe_interval, probe).await;
+            if self.pool.is_closed() {
+                return;
             }
-            info!(
-                event = "ledger.back",
-                away_ms = since.elapsed().as_millis() as u64,
-                "postgres is back"
-            );
-            self.pauses.remove(&Reason::Postgres);
         }
     }
 

@@ -16,7 +16,7 @@ use super::error::{BatchError, LedgerError};
 use crate::telemetry::metrics;
 
 /// One statement for many jobs.
-pub(super) trait Batch: Send + Sync + 'static {
+pub(crate) trait Batch: Send + Sync + 'static {
     /// One request's part in it.
     type Job: Send + Sync + 'static;
     /// What comes of it.
@@ -39,9 +39,9 @@ pub(super) trait Batch: Send + Sync + 'static {
 
 /// The most a batch may hold.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
-    pub(super) rows: usize,
-    pub(super) bytes: usize,
+pub(crate) struct Bounds {
+    pub(crate) rows: usize,
+    pub(crate) bytes: usize,
 }
 
 struct Item<B: Batch> {
@@ -50,11 +50,11 @@ struct Item<B: Batch> {
 }
 
 /// Several lanes of the same batch. Jobs with the same key take the same lane, in order.
-pub(super) struct Lanes<B: Batch>(Vec<mpsc::Sender<Item<B>>>);
+pub(crate) struct Lanes<B: Batch>(Vec<mpsc::Sender<Item<B>>>);
 
 impl<B: Batch> Lanes<B> {
     /// Starts `count` lanes; they end when this is dropped and their jobs are done.
-    pub(super) fn start(batch: Arc<B>, count: usize, bounds: Bounds) -> Self {
+    pub(crate) fn start(batch: Arc<B>, count: usize, bounds: Bounds) -> Self {
         let lane = |_| {
             let (sender, receiver) = mpsc::channel(bounds.rows);
             tokio::spawn(lane(Arc::clone(&batch), receiver, bounds));
@@ -64,7 +64,7 @@ impl<B: Batch> Lanes<B> {
     }
 
     /// Has a job done in the lane of `key`.
-    pub(super) async fn submit(&self, key: &str, job: B::Job) -> Result<B::Answer, LedgerError> {
+    pub(crate) async fn submit(&self, key: &str, job: B::Job) -> Result<B::Answer, LedgerError> {
         let mut hasher = DefaultHasher::new();
         key.hash(&mut hasher);
         let lane = usize::try_from(hasher.finish() % self.0.len() as u64).unwrap_or_default();
@@ -170,117 +170,4 @@ async fn commit<B: Batch>(batch: &B, items: Vec<Item<B>>) {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
-
-    use std::sync::Mutex;
-
-    use super::*;
-    use crate::outcome::{ErrorCode, Failure, StepError};
-
-    /// Jobs named `bad…` fail their batch, `slow…` time it out, `away` loses the connection.
-    #[derive(Default)]
-    struct Fake(Mutex<Vec<Vec<&'static str>>>);
-
-    fn step(text: &str) -> StepError {
-        StepError::Refused(Failure::new(ErrorCode::ApplyRefused, text))
-    }
-
-    impl Batch for Fake {
-        type Job = &'static str;
-        type Answer = String;
-        const NAME: &'static str = "fake";
-        fn id(job: &Self::Job) -> &str {
-            job
-        }
-        fn weight(job: &Self::Job) -> usize {
-            job.len()
-        }
-        fn alone(job: &Self::Job) -> bool {
-            job.starts_with("alone")
-        }
-        async fn run(&self, jobs: &[Self::Job]) -> Result<Vec<String>, BatchError> {
-            self.0.lock().unwrap().push(jobs.to_vec());
-            if jobs.contains(&"away") {
-                return Err(BatchError::Away("gone".into()));
-            }
-            if jobs.iter().any(|job| job.starts_with("slow")) {
-                return Err(BatchError::TimedOut(step("slow")));
-            }
-            if jobs.iter().any(|job| job.starts_with("bad")) {
-                return Err(BatchError::Failed(step("bad")));
-            }
-            Ok(jobs.iter().map(|job| format!("{job}!")).collect())
-        }
-    }
-
-    /// Puts all jobs into one lane before it runs, and returns the batches tried and the answers.
-    async fn run(
-        jobs: &[&'static str],
-        bounds: Bounds,
-    ) -> (Vec<Vec<&'static str>>, Vec<Result<String, LedgerError>>) {
-        let fake = Arc::new(Fake::default());
-        let (sender, receiver) = mpsc::channel(100);
-        let mut answers = Vec::new();
-        for job in jobs {
-            let (answer, answered) = oneshot::channel();
-            sender.send(Item { job: *job, answer }).await.unwrap();
-            answers.push(answered);
-        }
-        drop(sender);
-        lane(Arc::clone(&fake), receiver, bounds).await;
-        let mut results = Vec::new();
-        for answered in answers {
-            results.push(answered.await.unwrap());
-        }
-        let batches = fake.0.lock().unwrap().clone();
-        (batches, results)
-    }
-
-    const WIDE: Bounds = Bounds { rows: 100, bytes: 1_000 };
-
-    #[tokio::test]
-    async fn what_has_gathered_shares_one_commit() {
-        let (batches, answers) = run(&["a", "b", "c"], WIDE).await;
-        assert_eq!(batches, [["a", "b", "c"]]);
-        assert_eq!(answers, [Ok("a!".into()), Ok("b!".into()), Ok("c!".into())]);
-    }
-
-    #[tokio::test]
-    async fn a_culprit_fails_alone() {
-        let (_, answers) = run(&["a", "b", "bad", "c", "d", "e", "bad2", "f"], WIDE).await;
-        let failed: Vec<bool> = answers.iter().map(Result::is_err).collect();
-        assert_eq!(failed, [false, false, true, false, false, false, true, false]);
-    }
-
-    #[tokio::test]
-    async fn a_timeout_is_met_once_in_company_and_once_alone() {
-        let (batches, answers) = run(&["a", "slow", "b", "c"], WIDE).await;
-        assert_eq!(batches.iter().filter(|batch| batch.contains(&"slow")).count(), 2);
-        assert_eq!(answers.iter().filter(|answer| answer.is_err()).count(), 1);
-    }
-
-    #[tokio::test]
-    async fn a_lost_connection_is_told_to_all_that_are_left() {
-        let (batches, answers) = run(&["a", "away", "b"], WIDE).await;
-        assert_eq!(batches.len(), 1);
-        assert!(answers.iter().all(|answer| matches!(answer, Err(LedgerError::Away(_)))));
-    }
-
-    #[tokio::test]
-    async fn one_id_stands_once_in_a_batch_and_keeps_its_order() {
-        let (batches, answers) = run(&["a", "b", "a", "c"], WIDE).await;
-        assert_eq!(batches, [vec!["a", "b"], vec!["a", "c"]]);
-        assert!(answers.iter().all(Result::is_ok));
-    }
-
-    #[tokio::test]
-    async fn rows_bytes_and_loners_bound_a_batch() {
-        let (batches, _) = run(&["a", "b", "c"], Bounds { rows: 2, bytes: 1_000 }).await;
-        assert_eq!(batches, [vec!["a", "b"], vec!["c"]]);
-        let (batches, _) = run(&["aaaa", "bbbb", "cc"], Bounds { rows: 9, bytes: 7 }).await;
-        assert_eq!(batches, [vec!["aaaa"], vec!["bbbb", "cc"]]);
-        let (batches, _) = run(&["a", "alone", "b", "c"], WIDE).await;
-        assert_eq!(batches, [vec!["a"], vec!["alone"], vec!["b", "c"]]);
-    }
-}
+mod tests;

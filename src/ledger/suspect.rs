@@ -18,7 +18,7 @@ impl Ledger {
             Ok(client.execute(&statement, &[&id, &fence.0]).await.map_err(own)? > 0)
         })
         .await;
-        self.noticed(noted.map_err(LedgerError::from))
+        self.outage.noticed(noted.map_err(LedgerError::from))
     }
 }
 

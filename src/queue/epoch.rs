@@ -35,6 +35,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const LAST_WORD: Duration = Duration::from_millis(250);
 
 pub(super) use pump::End;
+#[cfg(test)]
+pub(super) use pump::paused_for;
 
 /// One connection, its channel, and the desk of its deliveries.
 pub(super) struct Epoch {

@@ -41,8 +41,8 @@ pub struct Reply {
 /// Sends answers in the background. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Replies {
-    waiting: mpsc::Sender<Reply>,
-    settings: Arc<Settings>,
+    pub(super) waiting: mpsc::Sender<Reply>,
+    pub(super) settings: Arc<Settings>,
 }
 
 impl Replies {

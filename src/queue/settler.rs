@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::future::try_join_all;
@@ -17,7 +17,7 @@ use lapin::{
     Channel,
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     link::within,
@@ -163,13 +163,45 @@ impl Drop for Unsent<'_> {
     }
 }
 
+/// The channel, as far as it is the settler's business.
+pub(crate) trait Frames: Send + Sync + 'static {
+    /// Says what became of one delivery.
+    fn settle(
+        &self,
+        tag: u64,
+        settlement: Settlement,
+    ) -> impl Future<Output = lapin::Result<()>> + Send;
+
+    /// Acknowledges this delivery and all before it.
+    fn acknowledge_up_to(&self, tag: u64) -> impl Future<Output = lapin::Result<()>> + Send;
+}
+
+impl Frames for Channel {
+    async fn settle(&self, tag: u64, settlement: Settlement) -> lapin::Result<()> {
+        match settlement {
+            Settlement::Ack => self.basic_ack(tag, BasicAckOptions { multiple: false }).await,
+            // Not `basic.reject`: since RabbitMQ 4.3 a rejection counts as a failed delivery.
+            Settlement::GiveBack => {
+                self.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
+            }
+            Settlement::Reject => {
+                self.basic_reject(tag, BasicRejectOptions { requeue: false }).await
+            }
+        }
+    }
+
+    async fn acknowledge_up_to(&self, tag: u64) -> lapin::Result<()> {
+        self.basic_ack(tag, BasicAckOptions { multiple: true }).await
+    }
+}
+
 /// Sends what gathers on the desk until it is sealed and empty, or closed.
 ///
 /// # Errors
 /// The channel did not take a settlement; the desk is closed then.
 pub(super) async fn run(
     desk: Arc<Desk>,
-    channel: Channel,
+    channel: impl Frames,
     gap_timeout: Duration,
     deadline: Duration,
 ) -> Result<(), Trouble> {
@@ -189,11 +221,12 @@ pub(super) async fn run(
         }
         let due = async {
             match due {
-                Some(due) => tokio::time::sleep_until(due.into()).await,
+                Some(due) => tokio::time::sleep_until(due).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
+            biased;
             () = rung => {}
             () = due => {}
         }
@@ -203,14 +236,13 @@ pub(super) async fn run(
 }
 
 async fn send(
-    channel: &Channel,
+    channel: &impl Frames,
     batch: &Batch,
     deadline: Duration,
     unsent: &mut Unsent<'_>,
 ) -> Result<(), Trouble> {
     if !batch.singles.is_empty() {
-        let calls =
-            batch.singles.iter().map(|(tag, settlement)| single(channel, *tag, *settlement));
+        let calls = batch.singles.iter().map(|(tag, settlement)| channel.settle(*tag, *settlement));
         within(deadline, "settling single deliveries", try_join_all(calls)).await?;
         for settlement in [Settlement::Ack, Settlement::GiveBack, Settlement::Reject] {
             let count = batch.singles.iter().filter(|(_, told)| *told == settlement).count();
@@ -219,7 +251,7 @@ async fn send(
     }
     // Only now: it covers every smaller tag that the broker has not heard of.
     if let Some(up_to) = batch.up_to {
-        let call = channel.basic_ack(up_to.tag, BasicAckOptions { multiple: true });
+        let call = channel.acknowledge_up_to(up_to.tag);
         within(deadline, "acknowledging deliveries", call).await?;
         unsent.sent(Settlement::Ack, up_to.count);
         fail::at("ack_sent", [""]);
@@ -227,45 +259,5 @@ async fn send(
     Ok(())
 }
 
-async fn single(channel: &Channel, tag: u64, settlement: Settlement) -> lapin::Result<()> {
-    match settlement {
-        Settlement::Ack => channel.basic_ack(tag, BasicAckOptions { multiple: false }).await,
-        // Not `basic.reject`: since RabbitMQ 4.3 a rejection counts as a failed delivery.
-        Settlement::GiveBack => {
-            channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await
-        }
-        Settlement::Reject => {
-            channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_cannot_be_told_any_more_is_counted_as_lost_once() {
-        let lost = Arc::new(AtomicU64::new(0));
-        let desk = Desk::new(1, lost.clone());
-        (1..=3).for_each(|tag| desk.register(tag));
-        desk.tell(2, Settlement::Ack);
-        desk.close();
-        desk.close();
-        assert_eq!(lost.load(Ordering::Relaxed), 1, "told and unsent");
-        desk.tell(1, Settlement::GiveBack);
-        assert_eq!(lost.load(Ordering::Relaxed), 2, "told too late");
-        assert!(!desk.is_open());
-    }
-
-    #[test]
-    fn a_sealed_desk_still_sends_what_was_told() {
-        let desk = Desk::new(1, Arc::default());
-        (1..=3).for_each(|tag| desk.register(tag));
-        desk.tell(2, Settlement::Ack);
-        desk.seal();
-        let (batch, _, _) = desk.take(Duration::from_secs(60));
-        assert_eq!(batch.singles, [(2, Settlement::Ack)], "nothing is held back any more");
-        assert_eq!(desk.working(), 2);
-    }
-}
+mod tests;

@@ -4,10 +4,9 @@
 //! tag up to its own, also those still being worked, so it may reach exactly as far as everything
 //! is finished. A pure machine: it is told what happens and answers with what to send.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
 
 use crate::outcome::Settlement;
 

@@ -72,3 +72,50 @@ impl Tally {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::outcome::GiveBack;
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Asked,
+        Finished,
+        GivenBack,
+        Interrupted,
+    }
+
+    proptest! {
+        /// The account is what somebody would have counted who wrote everything down.
+        #[test]
+        fn the_account_counts_what_ended_in_the_drain(steps in prop::collection::vec(
+            prop_oneof![
+                1 => Just(Step::Asked), 4 => Just(Step::Finished), 4 => Just(Step::GivenBack),
+                4 => Just(Step::Interrupted),
+            ],
+            0..40,
+        )) {
+            let tally = Tally::default();
+            for step in &steps {
+                match step {
+                    Step::Asked => tally.start(),
+                    Step::Finished => tally.ended(&Outcome::Done),
+                    Step::GivenBack => tally.ended(&Outcome::GivenBack { why: GiveBack::Stop }),
+                    Step::Interrupted => tally.interrupted(),
+                }
+            }
+            let from = steps.iter().position(|step| matches!(step, Step::Asked));
+            let in_drain = from.map_or(&[][..], |from| &steps[from..]);
+            let count = |of: &[Step], which: fn(&Step) -> bool| {
+                of.iter().filter(|step| which(step)).count() as u64
+            };
+            let drained = tally.drained(Duration::from_secs(1), false);
+            prop_assert_eq!(drained.finished, count(in_drain, |step| matches!(step, Step::Finished)));
+            prop_assert_eq!(drained.given_back, count(in_drain, |step| matches!(step, Step::GivenBack)));
+            prop_assert_eq!(drained.interrupted, count(&steps, |step| matches!(step, Step::Interrupted)));
+        }
+    }
+}

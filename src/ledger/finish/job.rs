@@ -40,7 +40,7 @@ pub enum Hold {
 }
 
 impl Hold {
-    pub(super) fn fence(self) -> i64 {
+    pub(in crate::ledger) fn fence(self) -> i64 {
         match self {
             Self::Fresh(fence) | Self::Claimed(fence) => fence.0,
         }

@@ -1,10 +1,7 @@
 //! The hand-over of one epoch: from the stream into the hatch, with everything that can interrupt
 //! it.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::Event;
@@ -201,14 +198,10 @@ impl Drop for Taken {
 }
 
 /// Completes once there has been a pause for as long as `hold` without interruption.
-async fn paused_for(pauses: &Pauses, hold: Duration) {
-    let mut reasons = pauses.subscribe();
+pub(in crate::queue) async fn paused_for(pauses: &Pauses, hold: Duration) {
     loop {
-        // The sender lives in `pauses`, so neither wait can fail.
-        let _paused = reasons.wait_for(|set| !set.is_empty()).await.is_ok();
-        let cleared =
-            tokio::time::timeout(hold, reasons.wait_for(BTreeSet::is_empty)).await.is_ok();
-        if !cleared {
+        pauses.until_paused().await;
+        if tokio::time::timeout(hold, pauses.until_clear()).await.is_err() {
             return;
         }
     }

@@ -1,0 +1,96 @@
+//! What the corridor asks of whoever keeps the ledger: [`Ledger`] in Postgres, and in the simulation
+//! a model of it in memory.
+
+use std::time::Duration;
+
+use super::{Claim, Claimed, Counts, Due, Fence, Finish, Finished, Lease, Ledger, LedgerError};
+use crate::{outcome::Failure, request::Message};
+
+/// See the methods of [`Ledger`] of the same names.
+pub(crate) trait Keeper: Send + Sync + 'static {
+    fn claim(&self, claim: Claim) -> impl Future<Output = Result<Claimed, LedgerError>> + Send;
+
+    fn finish(&self, finish: Finish) -> impl Future<Output = Result<Finished, LedgerError>> + Send;
+
+    fn due(
+        &self,
+        limit: usize,
+        closed_to: &[String],
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
+
+    fn renew(&self, held: &[Lease]) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    fn suspect(
+        &self,
+        id: &str,
+        fence: Fence,
+    ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
+
+    fn keep_unreadable(
+        &self,
+        message: &Message,
+        id: Option<&str>,
+        failure: &Failure,
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
+    fn counts(&self) -> impl Future<Output = Result<Counts, LedgerError>> + Send;
+
+    fn due_poll(&self) -> Duration;
+
+    fn probe_interval(&self) -> Duration;
+
+    fn lease_margin(&self) -> Duration;
+}
+
+impl Keeper for Ledger {
+    async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerError> {
+        self.claim(claim).await
+    }
+
+    async fn finish(&self, finish: Finish) -> Result<Finished, LedgerError> {
+        self.finish(finish).await
+    }
+
+    async fn due(
+        &self,
+        limit: usize,
+        closed_to: &[String],
+        lease: Duration,
+    ) -> Result<Vec<Due>, LedgerError> {
+        self.due(limit, closed_to, lease).await
+    }
+
+    async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {
+        self.renew(held).await
+    }
+
+    async fn suspect(&self, id: &str, fence: Fence) -> Result<bool, LedgerError> {
+        self.suspect(id, fence).await
+    }
+
+    async fn keep_unreadable(
+        &self,
+        message: &Message,
+        id: Option<&str>,
+        failure: &Failure,
+    ) -> Result<(), LedgerError> {
+        self.keep_unreadable(message, id, failure).await
+    }
+
+    async fn counts(&self) -> Result<Counts, LedgerError> {
+        self.counts().await
+    }
+
+    fn due_poll(&self) -> Duration {
+        self.due_poll()
+    }
+
+    fn probe_interval(&self) -> Duration {
+        self.probe_interval()
+    }
+
+    fn lease_margin(&self) -> Duration {
+        self.lease_margin()
+    }
+}

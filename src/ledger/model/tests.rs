@@ -1,0 +1,345 @@
+//! The model against the statements themselves, in a real Postgres: the same operations, by two
+//! workers, with the same answers and the same tables after each.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod compare;
+
+use std::{collections::BTreeMap, time::Instant};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use longshore_dev::services::Services;
+use tokio_postgres::{Client, NoTls};
+
+use super::*;
+use crate::{
+    ledger::{Function, Ledger, LedgerError, PoolSettings, Settings},
+    outcome::{ErrorCode, Failure},
+    pause::Pauses,
+    request::{Properties, decode},
+};
+
+/// How many sequences, of how many operations each.
+const SEQUENCES: u64 = 12;
+const OPERATIONS: usize = 40;
+
+/// What is applied says itself what comes of it.
+const SERVICE: &str = "\
+create table effects (id text not null);
+create function apply_it(request jsonb) returns jsonb language plpgsql as $$
+begin
+    case request->'payload'->>'do'
+        when 'refuse' then raise exception 'no';
+        when 'fail' then raise exception 'later' using errcode = '40001';
+        else null;
+    end case;
+    insert into effects values (request->>'request_id');
+    return request->'request_id';
+end $$";
+
+/// Both, side by side.
+struct Pair {
+    model: Model,
+    ledgers: Vec<Arc<Ledger>>,
+    client: Client,
+    born: Instant,
+    /// How far time was set forward.
+    ahead: Duration,
+    /// Every fence that was used for an id.
+    fences: BTreeMap<String, Vec<i64>>,
+    /// Times differ by more than a busy machine is late.
+    number: u64,
+    chance: fastrand::Rng,
+}
+
+const WORKERS: [&str; 2] = ["left", "right"];
+
+impl Pair {
+    fn now(&self) -> Duration {
+        self.born.elapsed() + self.ahead
+    }
+
+    fn time(&mut self) -> Duration {
+        self.number += 1;
+        Duration::from_secs(100 + 10 * self.number)
+    }
+
+    /// A request of one of few ids, with one of few bodies.
+    fn request(&mut self) -> Arc<Request> {
+        let number = self.chance.u8(..6);
+        let what = ["go", "go", "go", "go", "refuse", "fail"][self.chance.usize(..6)];
+        let body = format!(
+            r#"{{"request_id":"r-{number}","kind":"k","user_id":"u","payload":{{"do":"{what}"}}}}"#
+        );
+        // Mostly the body that is filed, or nothing would ever be the same request.
+        let filed = self.model.rows.get(&format!("r-{number}")).filter(|_| self.chance.u8(..5) > 0);
+        match filed {
+            Some(row) => Arc::clone(&row.request),
+            None => {
+                let message =
+                    Message { body: Bytes::from(body), properties: Properties::default() };
+                Arc::new(decode(message).unwrap())
+            }
+        }
+    }
+
+    /// Several, each id once.
+    fn requests(&mut self) -> Vec<Arc<Request>> {
+        let mut requests: Vec<Arc<Request>> = Vec::new();
+        for _ in 0..self.chance.usize(1..=3) {
+            let request = self.request();
+            if requests.iter().all(|other| other.id != request.id) {
+                requests.push(request);
+            }
+        }
+        requests
+    }
+
+    /// Mostly the fence of the row.
+    fn fence(&mut self, id: &str) -> Fence {
+        let known = self.fences.entry(id.to_owned()).or_default();
+        let row = self.model.rows.get(id).map(|row| row.fence);
+        let fence = match (self.chance.u8(..8), row) {
+            (0, _) | (_, None) => self.chance.i64(1..1 << 50),
+            (1 | 2, _) if !known.is_empty() => known[self.chance.usize(..known.len())],
+            (_, Some(fence)) => fence,
+        };
+        known.push(fence);
+        Fence(fence)
+    }
+
+    async fn operate(&mut self) -> String {
+        let who = self.chance.usize(..2);
+        let (ledger, worker) = (Arc::clone(&self.ledgers[who]), WORKERS[who]);
+        let now = self.now();
+        match self.chance.u8(..20) {
+            0..=5 => {
+                let mut claims = Vec::new();
+                for request in self.requests() {
+                    let fresh = self.chance.u8(..3) > 0;
+                    let fence = if fresh { Fence::new() } else { self.fence(&request.id) };
+                    let (redelivered, lease) = (self.chance.bool(), self.time());
+                    let received_at = OffsetDateTime::now_utc();
+                    claims.push(Claim { request, fence, redelivered, lease, received_at });
+                }
+                let theirs = join_all(claims.iter().map(|claim| ledger.claim(claim.clone()))).await;
+                let theirs: Vec<Claimed> = theirs.into_iter().map(Result::unwrap).collect();
+                assert_eq!(theirs, self.model.claim(&claims, worker, now), "{worker}: {claims:?}");
+                format!("{worker} claims {}: {theirs:?}", claims.len())
+            }
+            6..=12 => {
+                let mut finishes = Vec::new();
+                for request in self.requests() {
+                    finishes.push(self.finish_of(request));
+                }
+                let theirs =
+                    join_all(finishes.iter().map(|finish| ledger.finish(finish.clone()))).await;
+                for (finish, theirs) in finishes.iter().zip(&theirs) {
+                    let heard = |answer: Result<Finished, LedgerError>| match answer {
+                        // Whoever did not ask for a result may be told it or not.
+                        Ok(Finished::Committed { .. }) if !finish.wants_result => {
+                            Ok(Finished::Committed { result: None })
+                        }
+                        answer => answer,
+                    };
+                    let ours = self.finish(finish, worker, now);
+                    assert_eq!(
+                        heard(ours),
+                        heard(theirs.clone()),
+                        "{worker}: {:?} as {:?}",
+                        finish.hold, finish.verdict
+                    );
+                }
+                format!("{worker} finishes {}: {theirs:?}", finishes.len())
+            }
+            13 | 14 => {
+                let limit = self.chance.usize(1..=4);
+                let closed = if self.chance.bool() { vec!["bank".to_owned()] } else { Vec::new() };
+                let lease = self.time();
+                let theirs = ledger.due(limit, &closed, lease).await.unwrap();
+                let said = |due: &[Due]| {
+                    let each = due.iter().map(|due| {
+                        let id = due.request.as_ref().unwrap().id.clone();
+                        (id, (due.fence.0, due.attempt, due.crashes))
+                    });
+                    each.collect::<BTreeMap<_, _>>()
+                };
+                let theirs = said(&theirs);
+                let fence = |id: &str| Fence(theirs.get(id).map_or(0, |(fence, ..)| *fence));
+                let ours = self.model.due(limit, &closed, lease, worker, now, fence);
+                assert_eq!(said(&ours), theirs);
+                format!("{worker} takes due {theirs:?}")
+            }
+            15 | 16 => {
+                let id = self.request().id.clone();
+                let (fence, time) = (self.fence(&id), self.time());
+                let held = [Lease { id, fence, time }];
+                ledger.renew(&held).await.unwrap();
+                self.model.renew(&held, now);
+                format!("{worker} renews {held:?}")
+            }
+            17 => {
+                let id = self.request().id.clone();
+                let fence = self.fence(&id);
+                let theirs = ledger.suspect(&id, fence).await.unwrap();
+                assert_eq!(theirs, self.model.suspect(&id, fence));
+                format!("{worker} suspects {id}: {theirs}")
+            }
+            18 => {
+                let ahead = [505, 1_005, 3_005][self.chance.usize(..3)];
+                self.ahead += Duration::from_secs(ahead);
+                let passes = format!(
+                    "update longshore.requests set due_at = due_at - make_interval(secs => {ahead})"
+                );
+                self.client.batch_execute(&passes).await.unwrap();
+                format!("{ahead} s pass")
+            }
+            _ => {
+                // A failover that lost it.
+                let id = self.request().id.clone();
+                let lost = "delete from longshore.requests where request_id = $1";
+                self.client.execute(lost, &[&id]).await.unwrap();
+                self.model.rows.remove(&id);
+                format!("the row of {id} is lost")
+            }
+        }
+    }
+
+    fn finish_of(&mut self, request: Arc<Request>) -> Finish {
+        let fence = self.fence(&request.id);
+        let failure = Failure::new(ErrorCode::CallFailed, "it failed");
+        let due_in = self.time();
+        let verdict = match self.chance.u8(..7) {
+            0..=2 => Verdict::Done,
+            3 => Verdict::Waiting { failure, due_in },
+            4 | 5 => {
+                Verdict::Parked { on: ["bank", "stop"][self.chance.usize(..2)].to_owned(), due_in }
+            }
+            _ => Verdict::Dead { failure },
+        };
+        let hold = if self.chance.u8(..3) == 0 { Hold::Fresh(fence) } else { Hold::Claimed(fence) };
+        Finish {
+            request,
+            hold,
+            verdict,
+            charged: self.chance.bool(),
+            response: None,
+            wants_result: self.chance.bool(),
+            steps: None,
+            budget: Duration::MAX,
+            received_at: OffsetDateTime::now_utc(),
+        }
+    }
+
+    /// As [`crate::ledger::file`] does it, with the model.
+    fn finish(
+        &mut self,
+        finish: &Finish,
+        worker: &str,
+        now: Duration,
+    ) -> Result<Finished, LedgerError> {
+        let mut apply = |job: &Finish| {
+            let text = |what: &str| job.request.payload.contains(what);
+            let failed = |code, error: &str| Failure::new(code, error);
+            match () {
+                () if text("refuse") => {
+                    Err(StepError::Refused(failed(ErrorCode::ApplyRefused, "no (SQLSTATE P0001)")))
+                }
+                () if text("fail") => Err(StepError::Transient {
+                    failure: failed(ErrorCode::ApplyFailed, "later (SQLSTATE 40001)"),
+                    retry_in: None,
+                }),
+                () => Ok(Some(format!("\"{}\"", job.request.id))),
+            }
+        };
+        let mut finish = finish.clone();
+        loop {
+            let jobs = std::slice::from_ref(&finish);
+            let answers = self.model.finish(jobs, worker, now, false, &mut apply);
+            match (answers.map(|mut answers| answers.remove(0)), finish.hold) {
+                (Ok(Ok(Finished::Gone)), Hold::Claimed(fence)) => finish.hold = Hold::Fresh(fence),
+                (Ok(answer), _) => return answer.map_err(LedgerError::Step),
+                (Err(error), _) => return Err(LedgerError::Step(error)),
+            }
+        }
+    }
+}
+
+fn settings(url: String) -> Settings {
+    let time = Duration::from_secs(20);
+    Settings {
+        url: url.into(),
+        password: None,
+        ca_file: None,
+        schema: "longshore".to_owned(),
+        lanes: 1,
+        batch_rows: 10,
+        batch_bytes: 100_000,
+        statement_timeout: time,
+        due_poll: time,
+        lease_margin: time,
+        probe_interval: time,
+        keep_done: time,
+        prune_interval: time,
+        prune_rows: 10,
+        pool: PoolSettings {
+            max_size: 4,
+            max_idle: 4,
+            max_lifetime: 100 * time,
+            wait_timeout: time,
+            create_timeout: time,
+            recycle_timeout: time,
+        },
+    }
+}
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_does_what_the_model_does() {
+    let services = Services::shared().await.unwrap();
+    let admin_url = services.postgres.admin_url();
+    let admin = connect(&admin_url).await;
+    let name = format!("model_{:08x}", fastrand::u32(..));
+    admin.batch_execute(&format!("create database {name}")).await.unwrap();
+    let url = format!("{}/{name}", admin_url.rsplit_once('/').unwrap().0);
+    let client = connect(&url).await;
+    client.batch_execute(SERVICE).await.unwrap();
+    let function = Function { name: "public.apply_it".to_owned(), takes_response: false, batch: None };
+    let functions = BTreeMap::from([("k".to_owned(), function)]);
+    let open = |worker: &&str| {
+        Ledger::open(settings(url.clone()), &functions, worker, Pauses::default()).unwrap()
+    };
+    let ledgers: Vec<Arc<Ledger>> = WORKERS.iter().map(open).collect();
+    ledgers[0].migrate().await.unwrap();
+    let mut pair = Pair {
+        model: Model::default(),
+        ledgers,
+        client,
+        born: Instant::now(),
+        ahead: Duration::ZERO,
+        fences: BTreeMap::new(),
+        number: 0,
+        chance: fastrand::Rng::new(),
+    };
+    for seed in 0..SEQUENCES {
+        pair.chance = fastrand::Rng::with_seed(seed);
+        pair.model = Model::default();
+        (pair.number, pair.fences) = (0, BTreeMap::new());
+        let empty = "truncate longshore.requests, longshore.attempts, effects";
+        pair.client.batch_execute(empty).await.unwrap();
+        let mut story = Vec::new();
+        for _ in 0..OPERATIONS {
+            let what = pair.operate().await;
+            story.push(what);
+            pair.compare(&format!("seed {seed}: {story:#?}")).await;
+        }
+    }
+    pair.ledgers.iter().for_each(|ledger| ledger.close());
+    drop(pair);
+    admin.batch_execute(&format!("drop database {name} with (force)")).await.unwrap();
+}

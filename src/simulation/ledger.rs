@@ -1,0 +1,307 @@
+//! The ledger of a simulated worker: the model behind the real lanes, and Postgres' troubles.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    plan::Nature,
+    process::Process,
+    world::{State, World},
+};
+use crate::{
+    ledger::{
+        Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold,
+        Keeper, Lanes, Lease, LedgerError, Outage, Verdict, file,
+    },
+    outcome::{ErrorCode, Failure, StepError},
+    pause::Pauses,
+    request::Message,
+};
+
+/// How often Postgres is tried while it is away.
+const PROBE: Duration = Duration::from_millis(500);
+
+pub(super) struct Memory {
+    world: Arc<World>,
+    process: Arc<Process>,
+    outage: Outage,
+    claims: Lanes<Claims>,
+    finishes: Lanes<Finishes>,
+}
+
+impl Memory {
+    pub(super) fn open(world: &Arc<World>, process: &Arc<Process>, pauses: Pauses) -> Arc<Self> {
+        let bounds = Bounds { rows: world.plan.batch_rows, bytes: 100_000 };
+        let claims = Claims(Arc::clone(world), Arc::clone(process));
+        let finishes = Finishes(Arc::clone(world), Arc::clone(process));
+        let memory = Arc::new(Self {
+            claims: Lanes::start(Arc::new(claims), world.plan.lanes, bounds),
+            finishes: Lanes::start(Arc::new(finishes), world.plan.lanes, bounds),
+            outage: Outage::new(pauses, "the model".to_owned()),
+            world: Arc::clone(world),
+            process: Arc::clone(process),
+        });
+        tokio::spawn(Arc::clone(&memory).watch());
+        memory
+    }
+
+    /// As the ledger does it.
+    async fn watch(self: Arc<Self>) {
+        loop {
+            self.outage.noted().await;
+            let probe = || async { Some(self.visit(|| "probe".to_owned(), |_, _| Ok(())).await) };
+            self.outage.watch(PROBE, probe).await;
+        }
+    }
+
+    async fn visit<T: Send + 'static>(
+        &self,
+        what: impl Fn() -> String + Send,
+        work: impl FnOnce(&mut State, Duration) -> Result<T, BatchError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        self.world.visit(&self.process, what, work).await.map_err(LedgerError::from)
+    }
+}
+
+impl Keeper for Memory {
+    async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerError> {
+        self.process.begins(claim.fence, &self.world);
+        let key = claim.request.user_id.clone();
+        self.outage.noticed(self.claims.submit(&key, claim).await)
+    }
+
+    async fn finish(&self, finish: Finish) -> Result<Finished, LedgerError> {
+        let (Hold::Fresh(fence) | Hold::Claimed(fence)) = finish.hold;
+        self.process.begins(fence, &self.world);
+        self.outage.noticed(file(&self.finishes, finish).await)
+    }
+
+    async fn due(
+        &self,
+        limit: usize,
+        closed_to: &[String],
+        lease: Duration,
+    ) -> Result<Vec<Due>, LedgerError> {
+        if self.process.is_stopping() {
+            self.world.broke(format!("{} looks for due work in a drain", self.process.name));
+        }
+        let (closed_to, worker) = (closed_to.to_vec(), self.process.name.clone());
+        let due = self
+            .world
+            .visit(
+                &self.process,
+                || "looks for due work".to_owned(),
+                move |state, now| {
+                    let fence = |_: &str| Fence::new();
+                    Ok(state.model.due(limit, &closed_to, lease, &worker, now, fence))
+                },
+            )
+            .await;
+        let due = self.outage.noticed(due.map_err(LedgerError::from))?;
+        for due in &due {
+            self.process.has_begun(due.fence);
+            if let Ok(request) = &due.request {
+                self.world.tell(&self.process.name, || {
+                    let (attempt, crashes) = (due.attempt, due.crashes);
+                    format!("{} is due: attempt {attempt}, {crashes} crashes", request.id)
+                });
+            }
+        }
+        Ok(due)
+    }
+
+    async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {
+        let held = held.to_vec();
+        let renewed = self
+            .visit(
+                || "renews leases".to_owned(),
+                move |state, now| {
+                    state.model.renew(&held, now);
+                    Ok(())
+                },
+            )
+            .await;
+        self.outage.noticed(renewed)
+    }
+
+    async fn suspect(&self, id: &str, fence: Fence) -> Result<bool, LedgerError> {
+        let (what, id) = (format!("suspects {id}"), id.to_owned());
+        let suspected =
+            self.visit(|| what.clone(), move |state, _| Ok(state.model.suspect(&id, fence))).await;
+        self.outage.noticed(suspected)
+    }
+
+    async fn keep_unreadable(
+        &self,
+        message: &Message,
+        _: Option<&str>,
+        failure: &Failure,
+    ) -> Result<(), LedgerError> {
+        let (what, message) = (format!("keeps {}", failure.code), message.clone());
+        let kept = self
+            .visit(
+                || what.clone(),
+                move |state, _| {
+                    state.kept.insert(message.body.to_vec());
+                    state.model.keep_unreadable(&message);
+                    Ok(())
+                },
+            )
+            .await;
+        self.outage.noticed(kept)
+    }
+
+    async fn counts(&self) -> Result<Counts, LedgerError> {
+        let counts = self.visit(|| "counts".to_owned(), |state, _| Ok(state.model.counts())).await;
+        self.outage.noticed(counts)
+    }
+
+    fn due_poll(&self) -> Duration {
+        Duration::from_millis(700)
+    }
+
+    fn probe_interval(&self) -> Duration {
+        PROBE
+    }
+
+    fn lease_margin(&self) -> Duration {
+        Duration::from_secs(4)
+    }
+}
+
+struct Claims(Arc<World>, Arc<Process>);
+
+impl Batch for Claims {
+    type Job = Claim;
+    type Answer = Claimed;
+    const NAME: &'static str = "claim";
+
+    fn id(job: &Claim) -> &str {
+        &job.request.id
+    }
+
+    fn weight(job: &Claim) -> usize {
+        job.request.message.body.len()
+    }
+
+    fn alone(_: &Claim) -> bool {
+        false
+    }
+
+    async fn run(&self, jobs: &[Claim]) -> Result<Vec<Claimed>, BatchError> {
+        let what = || format!("claims {}", ids(jobs.iter().map(|job| &*job.request.id)));
+        let (theirs, worker) = (jobs.to_vec(), self.1.name.clone());
+        let work = move |state: &mut State, now| Ok(state.model.claim(&theirs, &worker, now));
+        let claimed = self.0.visit(&self.1, what, work).await;
+        self.0.tell(&self.1.name, || format!("{}: {claimed:?}", what()));
+        claimed
+    }
+}
+
+struct Finishes(Arc<World>, Arc<Process>);
+
+impl Finishes {
+    async fn visit(
+        &self,
+        jobs: &[Finish],
+        wary: bool,
+    ) -> Result<Vec<Result<Finished, StepError>>, BatchError> {
+        let what = || {
+            let ids = ids(jobs.iter().map(|job| &*job.request.id));
+            let verdicts: Vec<_> = jobs.iter().map(|job| word(&job.verdict)).collect();
+            format!("finishes {ids} as {}", verdicts.join(", "))
+        };
+        let (theirs, worker) = (jobs.to_vec(), self.1.name.clone());
+        let alone = jobs.len() == 1;
+        let work = move |state: &mut State, now| {
+            let State { model, natures, .. } = state;
+            let mut apply = |job: &Finish| apply(natures, job, alone || wary);
+            model.finish(&theirs, &worker, now, wary, &mut apply).map_err(|error| {
+                let slow = |id| natures.get(id).is_some_and(|nature| nature.slow);
+                match theirs.iter().any(|job| slow(&*job.request.id)) {
+                    true if matches!(error, StepError::Transient { .. }) => {
+                        BatchError::TimedOut(error)
+                    }
+                    _ => BatchError::Failed(error),
+                }
+            })
+        };
+        let finished = self.0.visit(&self.1, what, work).await;
+        self.0.tell(&self.1.name, || format!("{}: {finished:?}", what()));
+        finished
+    }
+}
+
+impl Batch for Finishes {
+    type Job = Finish;
+    type Answer = Result<Finished, StepError>;
+    const NAME: &'static str = "finish";
+
+    fn id(job: &Finish) -> &str {
+        &job.request.id
+    }
+
+    fn weight(job: &Finish) -> usize {
+        job.request.message.body.len()
+    }
+
+    fn alone(job: &Finish) -> bool {
+        job.steps.is_some()
+    }
+
+    async fn run(&self, jobs: &[Finish]) -> Result<Vec<Self::Answer>, BatchError> {
+        let done = jobs.iter().filter(|job| job.verdict == Verdict::Done);
+        let killer = done
+            .map(|job| &job.request.id)
+            .find(|id| self.0.state().natures.get(*id).is_some_and(|nature| nature.killer));
+        if let Some(killer) = killer {
+            self.0.step(&self.1, 5).await;
+            *self.0.state().kills.entry(killer.clone()).or_default() += 1;
+            self.0.kill(&self.1, &format!("is brought down by {killer}"));
+            self.0.is_there(&self.1).await;
+        }
+        if self.0.strikes(0.01) {
+            return Err(BatchError::Raced);
+        }
+        match self.visit(jobs, false).await {
+            // Whether a batch is called with care when somebody is refused is no matter of rules.
+            Err(BatchError::Failed(StepError::Refused(_)))
+                if jobs.len() > 1 && self.0.state().chance.bool() =>
+            {
+                self.visit(jobs, true).await
+            }
+            other => other,
+        }
+    }
+}
+
+/// What the functions do.
+fn apply(
+    natures: &mut BTreeMap<String, Nature>,
+    job: &Finish,
+    counts: bool,
+) -> Result<Option<String>, StepError> {
+    let Some(nature) = natures.get_mut(&job.request.id) else { return Ok(None) };
+    if nature.refused {
+        let failure = Failure::new(ErrorCode::ApplyRefused, "it is not wanted");
+        return Err(StepError::Refused(failure));
+    }
+    if nature.failures > 0 {
+        nature.failures -= u32::from(counts);
+        let failure = Failure::new(ErrorCode::ApplyFailed, "a lock");
+        return Err(StepError::Transient { failure, retry_in: None });
+    }
+    Ok(Some(format!("\"{}\"", job.request.id)))
+}
+
+fn word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Done => "done",
+        Verdict::Waiting { .. } => "waiting",
+        Verdict::Parked { .. } => "parked",
+        Verdict::Dead { .. } => "dead",
+    }
+}
+
+fn ids<'a>(ids: impl Iterator<Item = &'a str>) -> String {
+    ids.collect::<Vec<_>>().join(" ")
+}
