@@ -48,7 +48,7 @@ pub(super) fn downstream(world: &World) -> Arc<Downstream> {
             successes: 1,
             probe_timeout: Duration::from_secs(3),
             retry_after_max: Duration::from_secs(20),
-            mode: breaker::Mode::Automatic,
+            mode: crate::steer::Mode::Automatic,
         },
     };
     let dependencies =

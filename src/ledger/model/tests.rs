@@ -147,7 +147,8 @@ impl Pair {
                         heard(ours),
                         heard(theirs.clone()),
                         "{worker}: {:?} as {:?}",
-                        finish.hold, finish.verdict
+                        finish.hold,
+                        finish.verdict
                     );
                 }
                 format!("{worker} finishes {}: {theirs:?}", finishes.len())
@@ -309,7 +310,8 @@ async fn postgres_does_what_the_model_does() {
     let url = format!("{}/{name}", admin_url.rsplit_once('/').unwrap().0);
     let client = connect(&url).await;
     client.batch_execute(SERVICE).await.unwrap();
-    let function = Function { name: "public.apply_it".to_owned(), takes_response: false, batch: None };
+    let function =
+        Function { name: "public.apply_it".to_owned(), takes_response: false, batch: None };
     let functions = BTreeMap::from([("k".to_owned(), function)]);
     let open = |worker: &&str| {
         Ledger::open(settings(url.clone()), &functions, worker, Pauses::default()).unwrap()
