@@ -108,6 +108,17 @@ impl Pair {
         Fence(fence)
     }
 
+    /// At least so many that the last one is not chosen among several that are due at one instant:
+    /// which of them comes first is nobody's promise.
+    fn untied(&self, limit: usize, closed: &[String]) -> usize {
+        let rows = self.model.rows.values();
+        let admitted =
+            rows.filter(|row| row.parked_on.as_ref().is_none_or(|on| !closed.contains(on)));
+        let mut due: Vec<_> = admitted.filter_map(|row| row.due_at).collect();
+        due.sort();
+        (limit..due.len()).find(|at| due[at - 1] != due[*at]).unwrap_or(due.len().max(limit))
+    }
+
     async fn operate(&mut self) -> String {
         let who = self.chance.usize(..2);
         let (ledger, worker) = (Arc::clone(&self.ledgers[who]), WORKERS[who]);
@@ -156,6 +167,7 @@ impl Pair {
             13 | 14 => {
                 let limit = self.chance.usize(1..=4);
                 let closed = if self.chance.bool() { vec!["bank".to_owned()] } else { Vec::new() };
+                let limit = self.untied(limit, &closed);
                 let lease = self.time();
                 let theirs = ledger.due(limit, &closed, lease).await.unwrap();
                 let said = |due: &[Due]| {
