@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery drill simulate broken
+.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery drill simulate broken compat
 
 TOOLS := $(CURDIR)/target/tools
 # The one that is installed, or one of our own.
@@ -73,6 +73,10 @@ simulate: ## Run the corridor in a world of chance (SEEDS=10000, FIRST=0; SEED=n
 
 broken: setup ## Break each rule in a copy, and see that the tests notice (minutes; ARGS=NAME for one)
 	@$(DEV) broken $(ARGS)
+
+compat: ## Run the tests against other versions of RabbitMQ and Postgres (as root; half an hour)
+	@dev/setup.sh clients compat
+	@$(DEV) compat $(ARGS)
 
 # Takes some minutes, once a checkout. A debug build: it is used for seconds and built for minutes.
 $(TOOLS)/bin/cargo-deny:

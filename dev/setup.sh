@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes a fresh machine ready: `dev/setup.sh` for what the demo and most tests need,
-# `dev/setup.sh clients` for all of them: clients in other languages, a clock to be stepped. One
-# line for each thing, found or installed. Runs again at no cost.
+# `dev/setup.sh clients` for all of them: clients in other languages, a clock to be stepped;
+# `dev/setup.sh compat` for the systems of `make compat`. One line for each thing, found or installed.
+# Runs again at no cost.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -77,7 +78,11 @@ need cc find_program cc -- build-essential
 need rabbitmq-server find_rabbitmq -- rabbitmq-server
 need postgresql find_postgres -- postgresql
 
-if [ "${1:-}" = clients ]; then
+if [[ " $* " == *' compat '* ]]; then
+  need debootstrap find_program debootstrap -- debootstrap
+fi
+
+if [[ " $* " == *' clients '* ]]; then
   need libfaketime find_faketime -- libfaketime
   tools=$PWD/target/dev
   mkdir -p "$tools"

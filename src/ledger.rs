@@ -23,6 +23,7 @@ mod sql;
 mod steering;
 mod suspect;
 mod told;
+mod version;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -68,6 +69,7 @@ impl Default for Fence {
 /// The ledger of one worker.
 pub struct Ledger {
     pool: Pool,
+    server: version::Server,
     settings: Settings,
     worker: String,
     endpoint: String,
@@ -99,7 +101,8 @@ impl Ledger {
         worker: &str,
         pauses: Pauses,
     ) -> Result<Arc<Self>, String> {
-        let pool = pool::build(&settings)?;
+        let server = version::Server::default();
+        let pool = pool::build(&settings, &server)?;
         let schema = settings.schema.as_str();
         let bounds = lanes::Bounds { rows: settings.batch_rows, bytes: settings.batch_bytes };
         let within = settings.statement_timeout + finish::PATIENCE;
@@ -123,6 +126,7 @@ impl Ledger {
             claims: lanes::Lanes::start(Arc::new(claim), settings.lanes, bounds),
             finishes: lanes::Lanes::start(Arc::new(finish), settings.lanes, bounds),
             pool,
+            server,
             worker: worker.to_owned(),
             outage: outage::Outage::new(pauses.clone(), pool::endpoint(&settings)),
             endpoint: pool::endpoint(&settings),
@@ -163,6 +167,11 @@ impl Ledger {
     /// Which database this is, for people; without the password.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// What the server says is its version, once there was a connection.
+    pub fn server_version(&self) -> Option<String> {
+        self.server.version()
     }
 
     /// How often due work is to be looked for.

@@ -6,8 +6,8 @@
 //!     hatch    a few deliveries between the subscription and the corridor  link       reaching it
 //!     settler  one owner of all that is said about deliveries              watermark  how much at once
 //!   quarantine what to do about a message that kills connections           topology   what must exist
-//!   watchdog   notices a subscription that brings nothing
-//! side         the second connection: monitor (depths), publisher, replies
+//!   watchdog   notices a subscription that brings nothing                  greeting   what the broker is
+//! side         the second connection: monitor (depths), publisher, replies version    what follows
 //! ```
 //!
 //! A delivery belongs to the connection it came on, its *epoch*. When that is gone the delivery
@@ -19,6 +19,7 @@ mod convert;
 mod delivery;
 mod endpoint;
 mod epoch;
+mod greeting;
 mod hatch;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -37,6 +38,7 @@ pub(crate) mod stand_in;
 mod supervisor;
 mod topology;
 mod trouble;
+mod version;
 mod watchdog;
 mod watermark;
 
@@ -66,6 +68,7 @@ pub use self::{
     replies::{Replies, Reply},
     settings::Settings,
     trouble::{Cause, Trouble},
+    version::{Broker, Ends, Features},
 };
 use crate::{pause::Pauses, stop::Stop};
 

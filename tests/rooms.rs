@@ -30,7 +30,8 @@ const FLOORS: [&[&str]; 12] = [
 ];
 
 /// Outside crates, and who may name them. `steps` hands a `Transaction` to library users.
-const OUTSIDE: [(&str, &[&str]); 20] = [
+const OUTSIDE: [(&str, &[&str]); 21] = [
+    ("async_rs", &["queue"]),
     ("async_compat", &["queue"]),
     ("lapin", &["queue"]),
     ("tokio_postgres", &["ledger", "steps"]),

@@ -87,13 +87,17 @@ impl Chroot {
     }
 
     /// A command that runs `program` in there, as this user and group; arguments may be added.
+    ///
+    /// The program is called by its name inside. By the one outside, which leads there through a
+    /// link to the root, a `rabbitmqctl` of Erlang 27 does not find the modules in its own archive.
     pub(crate) fn command(&self, program: &Path, (user, group): (u32, u32)) -> Command {
+        let inside = Path::new("/").join(program.strip_prefix(&self.0).unwrap_or(program));
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "--", "sh", "-c", ENTER, "enter"])
             .arg(&self.0)
             .arg(format!("{user}:{group}"))
-            .arg(program);
+            .arg(inside);
         command
     }
 }

@@ -12,6 +12,7 @@
 //! | [`broken`] | that the tests notice when a rule is broken: patches, applied to a copy |
 //! | [`place`], [`programs`] | folders and installed programs |
 //! | [`chroot`] | servers of another system, in a folder: other versions for the same tests |
+//! | [`compat`] | the tests on each of these versions, and a table of how they did |
 //!
 //! Faults on demand and the account come from `longshore-drill`, and are found under their names
 //! here as well: [`account`], [`hold`], [`process`], [`proxy`], [`stub`].
@@ -31,6 +32,7 @@ pub use longshore_drill::{account, hold, process, proxy, stub};
 pub mod bench;
 pub mod broken;
 pub mod chroot;
+pub mod compat;
 pub mod demo;
 pub mod drill;
 pub mod place;

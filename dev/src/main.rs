@@ -8,7 +8,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use longshore_dev::{bench, broken, demo, drill, hold, recovery, services::Services, stub::Stub};
+use longshore_dev::{
+    bench, broken, compat, demo, drill, hold, recovery, services::Services, stub::Stub,
+};
 
 /// Private servers for developing and testing Longshore.
 #[derive(Debug, Parser)]
@@ -36,6 +38,8 @@ enum Command {
     },
     /// Run `longshore drill` on servers of its own, which are stopped and killed meanwhile.
     Drill(drill::Options),
+    /// Run the tests against other versions of RabbitMQ and Postgres.
+    Compat(compat::Options),
     /// Measure the worker's speed on servers of its own.
     Bench(bench::Options),
     /// Work off ten million requests in one go, on servers of its own.
@@ -108,6 +112,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Drill(options) => {
             if !drill::run(&options).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Compat(options) => {
+            if !compat::run(&options).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

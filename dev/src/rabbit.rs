@@ -25,7 +25,7 @@ const STOP: Duration = Duration::from_secs(30);
 /// How long `Drop` waits for a private node, whose data nobody needs any more.
 const DROP: Duration = Duration::from_secs(2);
 /// How long one `rabbitmqctl` may take; it starts an Erlang of its own.
-const CTL: Duration = Duration::from_secs(60);
+const CTL: Duration = Duration::from_secs(180);
 
 /// What makes a node the same node when it is started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,7 +276,7 @@ impl Rabbit {
     /// Runs `rabbitmqctl` against this node and returns what it printed.
     ///
     /// # Errors
-    /// When it fails (with its words) or takes longer than a minute.
+    /// When it fails (with its words) or takes longer than three minutes.
     pub async fn ctl(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut command = self.command(&self.programs.ctl);
         command

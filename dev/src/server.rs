@@ -15,7 +15,7 @@ use tokio::{process::Command, time::Instant};
 use crate::{hold, process::Process};
 
 /// How long a server may take until it answers in its own protocol.
-pub(crate) const START: Duration = Duration::from_secs(60);
+pub(crate) const START: Duration = Duration::from_secs(180);
 /// How long one attempt to talk to it may take.
 pub(crate) const TALK: Duration = Duration::from_secs(5);
 /// How long between two attempts.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// How long to wait for another process that is starting or stopping the servers.
-const TURN: Duration = Duration::from_secs(180);
+const TURN: Duration = Duration::from_secs(300);
 /// How often to ask whether it has finished.
 const ASK: Duration = Duration::from_millis(50);
 

@@ -34,12 +34,22 @@ pub(super) async fn run(config: Config) -> Exit {
     let found =
         match Ledger::open(config.ledger.clone(), &functions, "longshore check", Pauses::default())
         {
-            Ok(ledger) => ledger.findings(&functions).await,
+            Ok(ledger) => {
+                let found = ledger.findings(&functions).await;
+                if let Some(version) = ledger.server_version() {
+                    outln!(
+                        "{:<13} ok: {}, it is Postgres {version}",
+                        "postgres",
+                        ledger.endpoint()
+                    );
+                }
+                found
+            }
             Err(error) => vec![error],
         };
     tell_all(&mut tell, "postgres", found);
 
-    for finding in queue::check(&config.queue).await {
+    for finding in queue::check(&config.queue, config.worker.max_message_bytes).await {
         match finding.level {
             Level::Problem => tell("rabbitmq", Some(finding.text)),
             Level::Good | Level::Note => outln!("{:<13} ok: {}", "rabbitmq", finding.text),

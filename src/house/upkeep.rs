@@ -102,6 +102,9 @@ pub(super) fn start(
     tasks.spawn(Arc::clone(&helm).follow(config.worker.steering_interval));
     let told = move |counts: &Counts| helm.counted(counts);
     tasks.spawn(count(handler.clone(), bounds, config.worker.counts_interval, told));
+    if let Some(queue) = house.queue.get() {
+        tasks.spawn(compare_limits(queue.clone(), config.worker.max_message_bytes));
+    }
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
     tasks.spawn(async move { handler.renew_leases().await });
     tasks
@@ -129,6 +132,27 @@ pub(crate) struct Bound {
     pub(crate) on: String,
     pub(crate) reason: Reason,
     pub(crate) limit: u64,
+}
+
+/// Tells where the worker would take bodies that the broker does not.
+async fn compare_limits(mut queue: watch::Receiver<Status>, max_message_bytes: usize) {
+    let mut told = None;
+    loop {
+        let broker = queue.borrow_and_update().broker.clone();
+        if broker != told {
+            let refused = broker.as_ref().and_then(|broker| broker.refuses(max_message_bytes));
+            if let Some(refused) = refused {
+                warn!(
+                    event = "worker.message_limit",
+                    refused, "the limits of worker and broker differ"
+                );
+            }
+            told = broker;
+        }
+        if queue.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Exports what is in the ledger, and pauses where too much is parked.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Function, Ledger, Schema, error::LedgerError, session};
+use super::{Function, Ledger, Schema, error::LedgerError, session, version};
 
 impl Ledger {
     /// Looks whether a worker with these functions could work, and says what is in the way.
@@ -14,7 +14,9 @@ impl Ledger {
                 plain(&error)
             )];
         }
-        let mut findings = Vec::new();
+        let version = self.server.version();
+        let mut findings: Vec<String> =
+            version.as_deref().and_then(version::fault).into_iter().collect();
         match self.schema().await {
             Ok(Schema::Current) => findings.extend(self.privileges().await),
             Ok(schema) => findings.push(schema.remedy(&self.settings.schema)),

@@ -18,21 +18,25 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::settings::Settings;
+use super::{
+    settings::Settings,
+    version::{Connector, Server},
+};
 use crate::telemetry::metrics;
 
 /// Makes the pool. Nothing is connected yet.
 ///
 /// # Errors
 /// Words for the operator: a URL or a certificate file that cannot be used.
-pub(super) fn build(settings: &Settings) -> Result<Pool, String> {
+pub(super) fn build(settings: &Settings, server: &Server) -> Result<Pool, String> {
     let (config, tls) = connection_config(settings)?;
     let manager_config = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    let server = server.clone();
     let manager = if tls {
-        let connector = MakeRustlsConnect::new(tls_config(settings.ca_file.as_deref())?);
-        Manager::from_config(config, connector, manager_config)
+        let tls = MakeRustlsConnect::new(tls_config(settings.ca_file.as_deref())?);
+        Manager::from_connect(config, Connector { tls, server }, manager_config)
     } else {
-        Manager::from_config(config, NoTls, manager_config)
+        Manager::from_connect(config, Connector { tls: NoTls, server }, manager_config)
     };
     let lifetime = settings.pool.max_lifetime;
     Pool::builder(manager)

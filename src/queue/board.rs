@@ -3,6 +3,7 @@
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use super::version::Broker;
 use crate::telemetry::metrics;
 
 /// How the queue is doing.
@@ -16,6 +17,8 @@ pub struct Status {
     pub epoch: u64,
     /// Where it leads, as `host:port/vhost`.
     pub endpoint: Option<String>,
+    /// What is there, as it said itself.
+    pub broker: Option<Broker>,
     /// The last thing that went wrong; `None` once a subscription has worked since.
     pub last_error: Option<String>,
     /// When `consuming` changed the last time.
@@ -38,6 +41,7 @@ impl Board {
             consuming: false,
             epoch: 0,
             endpoint: None,
+            broker: None,
             last_error: None,
             since: OffsetDateTime::now_utc(),
             quarantine: false,
@@ -51,6 +55,17 @@ impl Board {
 
     pub(super) fn follow(&self) -> watch::Receiver<Status> {
         self.0.subscribe()
+    }
+
+    /// There is a connection to this broker; whether it is another one than before.
+    pub(super) fn met(&self, broker: &Broker) -> bool {
+        self.0.send_if_modified(|status| {
+            let another = status.broker.as_ref() != Some(broker);
+            if another {
+                status.broker = Some(broker.clone());
+            }
+            another
+        })
     }
 
     pub(super) fn connected(&self, epoch: u64, endpoint: String) {

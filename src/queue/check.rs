@@ -4,10 +4,14 @@
 use super::{
     Settings,
     endpoint::Endpoint,
-    link::{Dialer, Link, close_channel, knock},
+    link::{Dialer, Link, close_channel},
     topology::{self, Item},
     trouble::{Cause, Trouble},
+    version::Broker,
 };
+
+/// A delivery limit below this may be used up by give-backs, where those count.
+const GENEROUS: u32 = 20;
 
 /// How good or bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,9 +47,9 @@ impl Finding {
     }
 }
 
-/// Looks whether the brokers can be reached and have, or may be given, what is needed. Creates
-/// nothing and takes no message.
-pub async fn check(settings: &Settings) -> Vec<Finding> {
+/// Looks whether the brokers can be reached and have, or may be given, what is needed, and take
+/// bodies of up to `max_message_bytes`. Creates nothing and takes no message.
+pub async fn check(settings: &Settings, max_message_bytes: usize) -> Vec<Finding> {
     let problems = settings.problems();
     if !problems.is_empty() {
         return problems
@@ -63,13 +67,15 @@ pub async fn check(settings: &Settings) -> Vec<Finding> {
     for (n, endpoint) in endpoints.iter().enumerate() {
         match dialer.dial_one(n, settings).await {
             Ok(link) => {
+                let what =
+                    link.broker.as_ref().map_or_else(String::new, |it| format!(", it is {it}"));
                 findings.push(Finding::good(format!(
-                    "{endpoint}: connected as `{}`{}",
-                    endpoint.user,
-                    product(settings, endpoint)
-                        .await
-                        .map_or_else(String::new, |product| format!(", it is {product}"))
+                    "{endpoint}: connected as `{}`{what}",
+                    endpoint.user
                 )));
+                if let Some(broker) = &link.broker {
+                    findings.extend(judge(broker, settings, max_message_bytes));
+                }
                 links.push(link);
             }
             Err(trouble) => findings.push(Finding::problem(trouble.text)),
@@ -140,28 +146,18 @@ fn advice(trouble: &Trouble, link: &Link, what: &str) -> String {
     }
 }
 
-/// What the broker says it is. lapin keeps that to itself, so this asks with a greeting of our
-/// own, which the broker logs as a connection that ended early.
-async fn product(settings: &Settings, endpoint: &Endpoint) -> Option<String> {
-    if endpoint.tls {
-        return None;
-    }
-    let greeting =
-        tokio::time::timeout(settings.connect_timeout, knock(endpoint)).await.ok()?.ok()?;
-    let text = |key: &str| long_string(&greeting, key);
-    Some(format!("{} {}", text("product")?, text("version")?))
-}
-
-/// The long string behind a key of an AMQP table: a length byte, the key, `S`, four bytes of
-/// length, the text. <https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf> §4.2.1
-fn long_string(table: &[u8], key: &str) -> Option<String> {
-    let mut pattern = vec![u8::try_from(key.len()).ok()?];
-    pattern.extend_from_slice(key.as_bytes());
-    pattern.push(b'S');
-    let at = table.windows(pattern.len()).position(|window| window == pattern)? + pattern.len();
-    let length = u32::from_be_bytes(table.get(at..at + 4)?.try_into().ok()?);
-    let text = table.get(at + 4..(at + 4).checked_add(usize::try_from(length).ok()?)?)?;
-    String::from_utf8(text.to_vec()).ok()
+/// What follows for these settings from what the broker is.
+fn judge(broker: &Broker, settings: &Settings, max_message_bytes: usize) -> Vec<Finding> {
+    let limit = settings.delivery_limit;
+    let low = broker.features().is_some_and(|it| it.give_backs_count) && limit < GENEROUS;
+    let low = low.then(|| {
+        format!(
+            "queue.delivery_limit is {limit}, and {broker} counts give-backs towards it: a message that \
+             {limit} stops or pauses gave back goes to the dead-letter queue unworked; set at least {GENEROUS}"
+        )
+    });
+    let notes = low.into_iter().chain(broker.refuses(max_message_bytes)).map(Finding::note);
+    broker.fault().map(Finding::problem).into_iter().chain(notes).collect()
 }
 
 #[cfg(test)]
@@ -169,18 +165,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_brokers_version_is_read_from_its_greeting() {
-        let greeting = b"\x01\x00\x00\x00\x00\x00\x40\x07productS\x00\x00\x00\x08RabbitMQ\x07versionS\x00\x00\x00\x063.10.8";
-        assert_eq!(long_string(greeting, "product").as_deref(), Some("RabbitMQ"));
-        assert_eq!(long_string(greeting, "version").as_deref(), Some("3.10.8"));
-        assert_eq!(long_string(greeting, "platform"), None);
-        assert_eq!(long_string(&greeting[..20], "product"), None, "cut short");
+    fn what_a_version_means_for_the_settings_is_told() {
+        let of = |version: &str, delivery_limit, bytes| {
+            let broker = Broker { product: "RabbitMQ".to_owned(), version: version.to_owned() };
+            let found = judge(&broker, &Settings { delivery_limit, ..Settings::sample() }, bytes);
+            found.into_iter().map(|finding| finding.level).collect::<Vec<_>>()
+        };
+        assert_eq!(of("3.9.29", 200, 1 << 20), [Level::Problem]);
+        assert_eq!(of("3.10.8", 10, 32 << 20), [Level::Note], "give-backs count");
+        assert_eq!(of("4.0.5", 10, 32 << 20), [Level::Note, Level::Note]);
+        assert_eq!(of("4.3.6", 10, 32 << 20), [Level::Note], "only the size");
+        assert_eq!(of("4.3.6", 200, 1 << 20), []);
     }
 
     #[tokio::test]
     async fn wrong_settings_are_found_without_a_broker() {
         let settings = Settings { prefetch: Some(0), ..Settings::sample() };
-        let findings = check(&settings).await;
+        let findings = check(&settings, 1 << 20).await;
         assert!(
             findings.len() == 1 && findings[0].text.starts_with("queue.prefetch "),
             "{findings:?}"

@@ -9,28 +9,29 @@ use std::{
     time::Duration,
 };
 
+use async_rs::{Runtime, Tokio};
 use lapin::{
-    Channel, Connection, ConnectionProperties, runtime,
+    Channel, Connection, ConnectionProperties,
     tcp::{AsyncTcpStream, OwnedTLSConfig},
     types::{LongString, ShortString},
 };
 use secrecy::ExposeSecret;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, lookup_host},
-    time::timeout,
-};
+use tokio::{net::lookup_host, time::timeout};
 
 use super::{
     Settings,
     endpoint::{self, Endpoint},
+    greeting::{self, Greeting, Overheard},
     trouble::{Cause, Trouble},
+    version::Broker,
 };
 
 /// An open connection and where it leads. Dropped, it is cut off.
 pub(super) struct Link {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
+    /// What is there, if it said so.
+    pub(super) broker: Option<Broker>,
     _cutter: Cutter,
 }
 
@@ -118,9 +119,13 @@ impl Dialer {
         let tls = OwnedTLSConfig { identity: None, cert_chain: certificates(settings)? };
         let lifeline = Lifeline::default();
         let cutter = Cutter(lifeline.clone());
-        let shake_hands = handshake(&endpoint, &self.name, settings, tls, lifeline);
+        let greeting = Greeting::default();
+        let shake_hands =
+            handshake(&endpoint, &self.name, settings, tls, lifeline, greeting.clone());
         match timeout(settings.connect_timeout, shake_hands).await {
-            Ok(Ok(connection)) => Ok(Link { connection, endpoint, _cutter: cutter }),
+            Ok(Ok(connection)) => {
+                Ok(Link { connection, endpoint, broker: greeting.broker(), _cutter: cutter })
+            }
             Ok(Err(error)) => Err(unreached(&doing, &error, &endpoint)),
             Err(_late) => Err(Trouble::new(
                 Cause::Unreachable,
@@ -144,6 +149,7 @@ async fn handshake(
     settings: &Settings,
     tls: OwnedTLSConfig,
     lifeline: Lifeline,
+    greeting: Greeting,
 ) -> lapin::Result<Connection> {
     let addresses: Vec<SocketAddr> =
         lookup_host((endpoint.host.as_str(), endpoint.port)).await?.collect();
@@ -156,8 +162,7 @@ async fn handshake(
         );
     let heartbeat = u16::try_from(settings.heartbeat.as_secs()).unwrap_or(u16::MAX);
     let (secure, host, within) = (endpoint.tls, endpoint.host.clone(), settings.connect_timeout);
-    let runtime = runtime::default_runtime()?;
-    let own = runtime.clone();
+    let own = Runtime::new(Tokio::current());
     let connect = async move |_uri, _runtime| {
         // Polled by a thread of lapin's, which the deadline of our caller does not reach.
         let reached = timeout(within, async {
@@ -167,9 +172,11 @@ async fn handshake(
             }
             if secure { stream.into_tls(&host, tls.as_ref()).await } else { Ok(stream) }
         });
-        Ok(reached.await.map_err(std::io::Error::from)??)
+        let line = reached.await.map_err(std::io::Error::from)??;
+        // Plain as lapin sees it: what is secure about it lies below.
+        Ok(AsyncTcpStream::Plain(Overheard::new(line, greeting.clone())))
     };
-    Connection::connector(endpoint.uri(heartbeat), runtime, connect, properties).await
+    Connection::connector(endpoint.uri(heartbeat), greeting::runtime(), connect, properties).await
 }
 
 impl Link {
@@ -252,15 +259,4 @@ fn certificates(settings: &Settings) -> Result<Option<String>, Trouble> {
             format!("queue.ca_file {} cannot be read: {error}", path.display()),
         )),
     }
-}
-
-/// Says hello in AMQP and waits for any answer, even a refusal: somebody is there. The answer's
-/// beginning is returned, at most 4 KiB of it.
-pub(super) async fn knock(endpoint: &Endpoint) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await?;
-    stream.write_all(b"AMQP\x00\x00\x09\x01").await?;
-    let mut answer = vec![0; 4096];
-    let read = stream.read(&mut answer).await?;
-    answer.truncate(read);
-    Ok(answer)
 }

@@ -48,6 +48,12 @@ pub enum PublishError {
     /// The broker did not accept the publish at all: no such exchange, no permission.
     #[error("refused: {0}")]
     Refused(String),
+    /// It is larger than the broker takes.
+    #[error(
+        "larger than the broker takes ({0}): raise max_message_size in its rabbitmq.conf, or publish where \
+         the data are instead of the data"
+    )]
+    TooLarge(String),
     /// It cannot be put into AMQP's form; nothing was sent.
     #[error("cannot be published: {0}")]
     Invalid(String),
@@ -137,9 +143,7 @@ impl Publisher {
                 Err(PublishError::Unknown("the channel has no confirms".to_owned()))
             }
             Ok(Err(error)) => Err(match error.kind() {
-                ErrorKind::ProtocolError(refusal) => {
-                    PublishError::Refused(refusal.get_message().to_string())
-                }
+                ErrorKind::ProtocolError(refusal) => refused(refusal.get_message().as_str()),
                 _ => PublishError::Unknown(error.to_string()),
             }),
             // The frames may still go out: the channel is not used again, lest the late
@@ -148,7 +152,11 @@ impl Publisher {
                 Err(PublishError::Unknown(format!("no confirmation within {deadline:?}")))
             }
         };
-        if !matches!(outcome, Err(PublishError::Unknown(_) | PublishError::Refused(_))) {
+        let closed = |error: &PublishError| {
+            use PublishError::{Refused, TooLarge, Unknown};
+            matches!(error, Unknown(_) | Refused(_) | TooLarge(_))
+        };
+        if !outcome.as_ref().is_err_and(closed) {
             self.put_back(channel);
         }
         drop(permit);
@@ -185,5 +193,15 @@ impl Publisher {
         if channel.status().connected() {
             self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(channel);
         }
+    }
+}
+
+/// What a broker's refusal says. It closes the channel of a message over its limit with 406 and
+/// these words: <https://github.com/rabbitmq/rabbitmq-server/blob/main/deps/rabbit/src/rabbit_channel.erl>
+fn refused(words: &str) -> PublishError {
+    if words.contains("message size") && words.contains("larger than") {
+        PublishError::TooLarge(words.to_owned())
+    } else {
+        PublishError::Refused(words.to_owned())
     }
 }

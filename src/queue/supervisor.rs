@@ -13,6 +13,7 @@ use super::{
     link::Dialer,
     quarantine::{self, Quarantine},
     trouble::{Cause, Trouble},
+    version::Broker,
 };
 use crate::{retry::reconnect_delay, telemetry::metrics};
 
@@ -91,6 +92,11 @@ async fn connected_once(
     let open = async {
         let link = dialer.dial(settings).await?;
         let endpoint = link.endpoint.to_string();
+        if let Some(broker) = &link.broker
+            && shared.board.met(broker)
+        {
+            introduce(broker, &endpoint);
+        }
         let configuration = link.connection.configuration();
         let (heartbeat, frame_max) = (configuration.heartbeat(), configuration.frame_max());
         let epoch = Epoch::open(link, number, shared).await?;
@@ -165,6 +171,24 @@ async fn connected_once(
         attempt,
         fastrand::f64(),
     ))
+}
+
+/// Tells what the broker is. Told before anything is asked of it: what an old one refuses is
+/// understood then.
+fn introduce(broker: &Broker, endpoint: &str) {
+    let features = broker.features();
+    tracing::info!(
+        event = "queue.broker",
+        endpoint,
+        product = broker.product,
+        version = broker.version,
+        max_message_bytes = features.map(|it| it.max_message_bytes),
+        give_backs_count = features.map(|it| it.give_backs_count),
+        "the broker says what it is"
+    );
+    if let Some(fault) = broker.fault() {
+        tracing::warn!(event = "queue.broker_unsupported", fault, "this may not work");
+    }
 }
 
 /// The stop: no more deliveries, and the connection stays for the settlements of what is begun.

@@ -33,3 +33,4 @@ mod steer;
 mod steps;
 mod stop;
 mod support;
+mod versions;

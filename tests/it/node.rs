@@ -1,6 +1,7 @@
 //! A broker in distress, or out of patience: a node of these tests' own, for its settings are
 //! everybody's.
 
+use longshore::queue::{Broker, Ends};
 use longshore_dev::{account, place::Private, rabbit::Rabbit, services::Services, stub::Behaviour};
 use serde_json::json;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -136,12 +137,18 @@ async fn a_request_worked_past_the_consumer_timeout_ends_the_subscription_and_is
 
     let closed = worker.until_event("queue.disconnected").await;
     let why = closed["error"].as_str().unwrap();
-    // Since 4.3 the broker ends the subscription only; before, it closes the channel.
-    if closed["cause"] == "cancelled" {
-        assert!(why.contains("consumer timeout"), "{why}");
-    } else {
-        assert_eq!(closed["cause"], "closed", "{closed}");
-        assert!(why.contains("PRECONDITION_FAILED") && why.contains("timed out"), "{why}");
+    let told = worker.until_event("queue.broker").await;
+    let text = |key: &str| told[key].as_str().unwrap().to_owned();
+    let broker = Broker { product: text("product"), version: text("version") };
+    match broker.features().unwrap().timeout_ends {
+        Ends::Subscription => {
+            assert_eq!(closed["cause"], "cancelled", "{closed}");
+            assert!(why.contains("consumer timeout"), "{why}");
+        }
+        Ends::Channel => {
+            assert_eq!(closed["cause"], "closed", "{closed}");
+            assert!(why.contains("PRECONDITION_FAILED") && why.contains("timed out"), "{why}");
+        }
     }
     // It comes again over the new line, to the worker that is at it.
     let again = worker.until_outcome("slow", "duplicate").await;

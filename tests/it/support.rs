@@ -3,6 +3,7 @@
 
 mod broker;
 mod clock;
+mod disguise;
 pub(crate) mod document;
 mod echo;
 mod ledger;
@@ -23,6 +24,7 @@ use tokio::{
 pub(crate) use self::{
     broker::{Broker, Publish},
     clock::Clock,
+    disguise::Disguise,
     echo::Echo,
     ledger::{Database, Row, Unreadable},
     load::{Load, address, by_way_of, through},

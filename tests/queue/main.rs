@@ -7,3 +7,4 @@ mod proxy;
 mod raw;
 mod room;
 mod settling;
+mod versions;

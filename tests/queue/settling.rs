@@ -161,32 +161,35 @@ async fn an_answer_arrives_where_it_was_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_says_in_words_what_differs() {
-    let room = Room::open(settings("check").await).await;
-    let findings = check(&room.settings).await;
+    let mut settings_of_room = settings("check").await;
+    // Enough also where give-backs count.
+    settings_of_room.delivery_limit = 30;
+    let room = Room::open(settings_of_room).await;
+    let findings = check(&room.settings, 1 << 20).await;
     assert!(findings.iter().all(|finding| finding.level == Level::Good), "{findings:#?}");
     assert!(findings[0].text.contains("it is RabbitMQ "), "{findings:#?}");
 
-    let other = Settings { delivery_limit: 11, ..room.settings.clone() };
-    let findings = check(&other).await;
+    let other = Settings { delivery_limit: 31, ..room.settings.clone() };
+    let findings = check(&other, 1 << 20).await;
     let problems: Vec<&str> =
         findings.iter().filter(|f| f.level == Level::Problem).map(|f| f.text.as_str()).collect();
     assert_eq!(problems.len(), 1, "{findings:#?}");
     assert!(
-        problems[0].contains("another `x-delivery-limit`: the broker has 10, the settings say 11"),
+        problems[0].contains("another `x-delivery-limit`: the broker has 30, the settings say 31"),
         "{}",
         problems[0]
     );
 
     let absent = settings("absent").await;
-    assert!(check(&absent).await.iter().any(|f| f.level == Level::Note));
+    assert!(check(&absent, 1 << 20).await.iter().any(|f| f.level == Level::Note));
     let absent = Settings { declare: false, ..absent };
-    assert!(check(&absent).await.iter().any(|f| f.level == Level::Problem));
+    assert!(check(&absent, 1 << 20).await.iter().any(|f| f.level == Level::Problem));
 
     let stranger = Settings { password: Some("wrong".into()), ..room.settings.clone() };
-    let findings = check(&stranger).await;
+    let findings = check(&stranger, 1 << 20).await;
     assert!(findings[0].text.contains("check the user `guest`"), "{findings:#?}");
     let nowhere = address().await.replace("%2f", "no-such-vhost").into();
-    let findings = check(&Settings { url: nowhere, ..room.settings.clone() }).await;
+    let findings = check(&Settings { url: nowhere, ..room.settings.clone() }, 1 << 20).await;
     assert!(findings[0].text.contains("no-such-vhost"), "{findings:#?}");
     room.end().await;
 }
