@@ -60,7 +60,8 @@ async fn a_memory_alarm_stops_publishers_and_not_the_work() {
     let postgres = Services::shared().await.unwrap().postgres;
     let mut place = Place::on("alarm", &rabbit.url(), &postgres.admin_url()).await;
     place.set_value("QUEUE__OPERATION_TIMEOUT", "1s");
-    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 100 });
+    // 64 calls at once: long enough at work for an alarm to be raised meanwhile.
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 400 });
     let mut worker = place.worker().await;
     let answers = format!("{}.answers", place.name);
     place.broker.declare(&answers).await;
