@@ -50,7 +50,7 @@ impl Asked {
         };
         let show = |seen: Spread| seen.show(self.decimals) + self.unit;
         let seen = self.seen.map_or_else(|| "–".to_owned(), show);
-        vec![self.what.to_owned(), bound + self.unit, seen + self.unit, self.verdict().to_owned()]
+        vec![self.what.to_owned(), bound + self.unit, seen, self.verdict().to_owned()]
     }
 }
 
