@@ -4,7 +4,7 @@
 //! | suite | which tests | what they show |
 //! |---|---|---|
 //! | `queue` | all of `tests/queue` | deliveries, settling, topology, reconnecting, what versions do differently |
-//! | `it` | all of `tests/it` but those of [`SKIPPED`] | the contract, the drain, each fault, SIGKILL at each step, a small drill |
+//! | `it` | all of `tests/it` but those of `SKIPPED` | the contract, the drain, each fault, SIGKILL at each step, a small drill |
 
 mod report;
 mod system;
