@@ -173,7 +173,7 @@ impl FinishBatch {
     }
 
     /// The rows are locked by a statement of its own: the next one then sees them as they stay, and
-    /// applies no function for a row that turns out to be somebody else's. All travels at once.
+    /// applies no function for a row that turns out to be somebody else's. Both travel together.
     async fn update_lean(&self, client: &Object, jobs: &[&Finish]) -> Result<u64, BatchError> {
         let lean = &self.statements.applying(jobs).lean;
         let failed = failing(jobs);
