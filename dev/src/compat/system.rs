@@ -72,7 +72,8 @@ impl System {
         // What it mounts while it works goes with it, however it ends.
         command
             .args(["--mount", "--propagation", "private", "--", "debootstrap", "--variant=minbase"])
-            .args(["--include=rabbitmq-server,postgresql", self.name])
+            // The last is for the tests that step the clock of a server.
+            .args(["--include=rabbitmq-server,postgresql,libfaketime", self.name])
             .arg(&part);
         if !Path::new(SCRIPTS).join(self.name).exists() {
             // Newer than this debootstrap: all of them are made alike. The mirror is the default.

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use longshore_dev::place::Private;
+
 /// Where systems put libfaketime: Debian's folder for each architecture, others' own.
 const FOLDERS: [&str; 3] = ["/usr/lib/faketime", "/usr/lib64/faketime", "/usr/local/lib/faketime"];
 const LIBRARY: &str = "libfaketimeMT.so.1";
@@ -14,7 +16,8 @@ const LIBRARY: &str = "libfaketimeMT.so.1";
 /// monotonic clock goes on as ever.
 pub(crate) struct Clock {
     library: PathBuf,
-    dir: tempfile::TempDir,
+    /// Where servers of another system see it, too.
+    dir: Private,
 }
 
 impl Clock {
@@ -24,7 +27,7 @@ impl Clock {
             "libfaketime is not installed, so no clock can be stepped: run `dev/setup.sh clients`, \
              or on Debian `apt-get install -y libfaketime`",
         );
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Private::new("clock").unwrap();
         // The database's user reads it, too.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let clock = Self { library, dir };
