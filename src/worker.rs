@@ -198,14 +198,15 @@ impl<K: Keeper> Worker<K> {
     fn begin(&self, started: Started, ticket: Option<Ticket>, slot: OwnedSemaphorePermit) {
         let handler = Arc::clone(&self.handler);
         let (stop, tally) = (self.stop.clone(), Arc::clone(&self.tally));
-        self.tasks.spawn(async move {
+        // Boxed here: on its way into its task it would be copied more than once.
+        self.tasks.spawn(Box::pin(async move {
             let outcome = work(&handler, started, &stop, &tally).await;
             if let Some(ticket) = ticket {
                 fail::at("before_ack", [""]);
                 ticket.settle(outcome.settlement());
             }
             drop(slot);
-        });
+        }));
     }
 
     /// Waits for what is begun until the grace is over, then has it put down and given back.

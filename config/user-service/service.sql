@@ -31,7 +31,7 @@ begin
     if jsonb_typeof(payload) is distinct from 'object' then
         raise exception 'payload must be an object' using errcode = 'invalid_parameter_value';
     end if;
-    if payload ->> 'email' is not null and payload ->> 'email' not like '%_@_%' then
+    if payload ->> 'email' not like '%_@_%' then
         raise exception 'payload.email is not an address' using errcode = 'invalid_parameter_value';
     end if;
     insert into app.users as u (user_id, email, name, locale, version)
@@ -46,7 +46,10 @@ begin
     return result;
 end $$;
 
--- The same for many requests at once (`apply_batch`): ordered by user, and those of one user as they
+-- Later objects over earlier ones.
+create or replace aggregate app.merged(jsonb) (sfunc = jsonb_concat, stype = jsonb);
+
+-- The same for many requests at once (`apply_batch`), ordered by user, and those of one user as they
 -- came. A user may be among them more than once, and a row can be written once by a statement: so
 -- what is asked for each is put together first. Whatever is refused here fails all of them, and
 -- Longshore then applies them one by one.
@@ -59,19 +62,15 @@ begin
         raise exception 'a payload is no object, or its email is not an address'
               using errcode = 'invalid_parameter_value';
     end if;
-    with asked as (
-        select request ->> 'user_id' as user_id, payload.*, nth
-          from unnest(requests) with ordinality as r(request, nth),
-               jsonb_to_record(request -> 'payload') as payload(email text, name text, locale text)
-    ), merged as (
-        select user_id, count(*) as times,
-               (array_agg(email order by nth desc) filter (where email is not null))[1] as email,
-               (array_agg(name order by nth desc) filter (where name is not null))[1] as name,
-               (array_agg(locale order by nth desc) filter (where locale is not null))[1] as locale
-          from asked group by user_id order by user_id collate "C"
-    )
     insert into app.users as u (user_id, email, name, locale, version)
-    select user_id, email, name, locale, times from merged
+    select user_id, asked ->> 'email', asked ->> 'name', asked ->> 'locale', times
+      from (select user_id, count(*) as times, app.merged(payload) as asked
+              from (select request ->> 'user_id' collate "C" as user_id,
+                           jsonb_strip_nulls(request -> 'payload') as payload
+                      from unnest(requests) with ordinality as r(request, nth)
+                     order by 1, nth) in_order
+             group by user_id) by_user
+     order by user_id
         on conflict (user_id) do update
        set email      = coalesce(excluded.email, u.email),
            name       = coalesce(excluded.name, u.name),

@@ -4,6 +4,7 @@ mod columns;
 mod in_rust;
 mod job;
 mod lean;
+mod seen;
 mod statements;
 mod wary;
 
@@ -18,7 +19,7 @@ pub use self::job::{Finish, Finished, Hold, Verdict};
 use self::{
     columns::Columns,
     statements::{Applying, Statements},
-    wary::{Wary, Written},
+    wary::{Caution, Written},
 };
 use super::{
     error::{BatchError, LedgerError, describe, own},
@@ -35,7 +36,10 @@ pub(super) struct FinishBatch {
     schema: String,
     statement_timeout: Duration,
     statements: Statements,
-    wary: Wary,
+    /// Whether a function may refuse.
+    wary: Caution,
+    /// Whether what comes from the queue may have a row.
+    looking: Caution,
 }
 
 /// How much longer than its statements a visit may take before the connection is given up.
@@ -74,7 +78,8 @@ impl FinishBatch {
             schema: schema.to_owned(),
             statement_timeout,
             statements,
-            wary: Wary::default(),
+            wary: Caution::default(),
+            looking: Caution::default(),
         }
     }
 

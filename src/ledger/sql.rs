@@ -59,7 +59,7 @@ pub(super) fn apply_seen_expression(
     functions: &BTreeMap<String, Function>,
     response: &str,
 ) -> String {
-    expression(functions, "i.seen::jsonb", response)
+    expression(functions, "i.seen", response)
 }
 
 fn expression(functions: &BTreeMap<String, Function>, request: &str, response: &str) -> String {

@@ -9,7 +9,7 @@ use deadpool_postgres::Object;
 use time::OffsetDateTime;
 use tokio_postgres::{error::SqlState, types::ToSql};
 
-use super::{Finish, FinishBatch, Hold, Verdict, failing, wary::Written};
+use super::{Finish, FinishBatch, Hold, Verdict, failing, seen::Seen, wary::Written};
 use crate::{
     fail,
     ledger::{
@@ -22,8 +22,10 @@ use crate::{
 
 /// Its statements, for one set of functions.
 pub(super) struct Lean {
-    /// For requests that have no row yet.
+    /// For requests that have no row yet, as nearly all have none: who has one fails all of them.
     insert: String,
+    /// The same, leaving out who has one.
+    look_and_insert: String,
     /// For claimed ones.
     update: String,
     /// Whether there is a function in them.
@@ -68,18 +70,27 @@ impl Lean {
         };
         let text = |text: &str, response: &str| {
             let apply = sql::apply_seen_expression(functions, response);
-            let text =
-                text.replace("{input}", INPUT).replace("{new}", NEW).replace("{apply}", &apply);
+            let text = text.replace("{input}", INPUT).replace("{apply}", &apply);
             sql::in_schema(&text.replace("{apply_batch}", batch.unwrap_or_default()), schema)
         };
         let applies = !functions.is_empty();
+        let (insert, look_and_insert) = match batch {
+            Some(_) => (INSERT_BATCH.to_owned(), LOOK_AND_INSERT_BATCH.replace("{new}", NEW)),
+            None => (INSERT.replace("{new}", "true"), INSERT.replace("{new}", NEW)),
+        };
         Self {
             // No call has been made for what has no row yet.
-            insert: text(if batch.is_some() { INSERT_BATCH } else { INSERT }, "null::jsonb"),
+            insert: text(&insert, "null::jsonb"),
+            look_and_insert: text(&look_and_insert, "null::jsonb"),
             update: text(if applies { UPDATE } else { CLOSE }, "i.response::jsonb"),
             applies,
             is_set_wise: batch.is_some(),
         }
+    }
+
+    /// What the functions get. Nothing where there is none: nobody parses what nobody applies.
+    fn seen<'a>(&self, requests: impl Iterator<Item = &'a Request>) -> Vec<Seen> {
+        if self.applies { requests.map(Seen::of).collect() } else { Vec::new() }
     }
 }
 
@@ -138,12 +149,15 @@ impl FinishBatch {
         jobs: &[&Finish],
     ) -> Result<u64, BatchError> {
         let failed = failing(jobs);
-        let insert = client.prepare_cached(&lean.insert).await.map_err(failed)?;
+        // Who stands alone is told what its function says of it, so it must not be known before.
+        let looks = jobs.len() == 1 || self.looking.is_on();
+        let insert = if looks { &lean.look_and_insert } else { &lean.insert };
+        let insert = client.prepare_cached(insert).await.map_err(failed)?;
         let requests = || jobs.iter().map(|job| &*job.request);
         let ids: Vec<&str> = requests().map(|request| request.id.as_str()).collect();
         let kinds: Vec<&str> = requests().map(|request| request.kind.as_str()).collect();
         let users: Vec<&str> = requests().map(|request| request.user_id.as_str()).collect();
-        let seen: Vec<String> = requests().map(seen).collect();
+        let seen = lean.seen(requests());
         let fences: Vec<i64> = jobs.iter().map(|job| job.hold.fence()).collect();
         let digests: Vec<[u8; 32]> = requests().map(|request| request.message.digest()).collect();
         let digests: Vec<&[u8]> = digests.iter().map(<[u8; 32]>::as_slice).collect();
@@ -165,9 +179,17 @@ impl FinishBatch {
             &received,
         ];
         match client.execute(&insert, &parameters).await {
-            Ok(inserted) => Ok(inserted),
-            // Somebody inserted one of these ids between our look and our insert.
-            Err(error) if self.is_race(&error) => Err(BatchError::Raced),
+            Ok(inserted) => {
+                if looks {
+                    self.looking.ran(inserted < jobs.len() as u64);
+                }
+                Ok(inserted)
+            }
+            // One of these ids has a row. Nothing is kept, and the next try looks first.
+            Err(error) if self.is_known(&error) => {
+                self.looking.ran(true);
+                Err(BatchError::Raced)
+            }
             Err(error) => Err(failed(error)),
         }
     }
@@ -188,7 +210,7 @@ impl FinishBatch {
         }
         let lock = client.prepare_cached(&self.statements.lock).await.map_err(own)?;
         let kinds: Vec<&str> = jobs.iter().map(|job| job.request.kind.as_str()).collect();
-        let seen: Vec<String> = jobs.iter().map(|job| seen(&job.request)).collect();
+        let seen = lean.seen(jobs.iter().map(|job| &*job.request));
         let responses: Vec<Option<&str>> = jobs.iter().map(|job| job.response.as_deref()).collect();
         client.batch_execute("BEGIN").await?;
         let (locking, parameters): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 6]) =
@@ -210,7 +232,7 @@ impl FinishBatch {
     }
 
     /// Whether it is the ledger's own key that a row met.
-    fn is_race(&self, error: &tokio_postgres::Error) -> bool {
+    fn is_known(&self, error: &tokio_postgres::Error) -> bool {
         error.as_db_error().is_some_and(|error| {
             *error.code() == SqlState::UNIQUE_VIOLATION
                 && error.constraint() == Some("requests_pkey")
@@ -219,32 +241,9 @@ impl FinishBatch {
     }
 }
 
-/// The request as its function gets it. Built here, for that is one value less to build for
-/// Postgres, request by request.
-fn seen(request: &Request) -> String {
-    let names = request.id.len() + request.kind.len() + request.user_id.len();
-    let mut seen = String::with_capacity(64 + names + request.payload.len());
-    let fields = [
-        (r#"{"request_id":"#, &request.id),
-        (r#","kind":"#, &request.kind),
-        (r#","user_id":"#, &request.user_id),
-    ];
-    for (name, value) in fields {
-        seen.push_str(name);
-        // A string is its own JSON between quotes, unless something in it must be escaped.
-        if value.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
-            seen.extend(["\"", value, "\""]);
-        } else {
-            seen.push_str(&serde_json::Value::from(value.as_str()).to_string());
-        }
-    }
-    seen.extend([r#","payload":"#, &request.payload, "}"]);
-    seen
-}
-
 /// The rows behind the parameters, `$1` being the worker.
 const INPUT: &str = "\
-unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[], $8::timestamptz[],
+unnest($2::text[], $3::text[], $4::text[], $5::jsonb[], $6::bigint[], $7::bytea[], $8::timestamptz[],
        $9::timestamptz[], $10::timestamptz[]) with ordinality
     as i(id, kind, user_id, seen, fence, digest, deadline, published_at, received_at, ord)";
 
@@ -253,8 +252,8 @@ unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::bytea[]
 const NEW: &str =
     "coalesce((select false from longshore.requests r where r.request_id = i.id), true)";
 
-/// Inserts the rows that are not there yet and applies their functions, in the order of the rows:
-/// the functions are volatile, so Postgres evaluates them after the sort.
+/// Inserts the rows and applies their functions, in the order of the rows: the functions are
+/// volatile, so Postgres evaluates them after the sort.
 const INSERT: &str = "\
 insert into longshore.requests
     (request_id, kind, user_id, state, attempt, fence, from_queue, worker, result, digest, deadline,
@@ -267,12 +266,23 @@ select i.id, i.kind, i.user_id, 'done', 1, i.fence, true, $1, {apply}, i.digest,
 
 /// The same with one function for all of them. An array of another length says nothing about anybody.
 const INSERT_BATCH: &str = "\
+with applied as materialized (select {apply_batch}($5::jsonb[]) as results)
+insert into longshore.requests
+    (request_id, kind, user_id, state, attempt, fence, from_queue, worker, result, digest, deadline,
+     published_at, received_at, finished_at)
+select i.id, i.kind, i.user_id, 'done', 1, i.fence, true, $1,
+       case when cardinality(a.results) = cardinality($2) then a.results[i.ord] end,
+       i.digest, i.deadline, i.published_at, i.received_at, clock_timestamp()
+  from applied a cross join {input}";
+
+/// The same for those that are not there yet.
+const LOOK_AND_INSERT_BATCH: &str = "\
 with todo as materialized (
     select i.*, (row_number() over (order by i.ord))::int as nth
       from {input}
      where {new}
 ), applied as materialized (
-    select {apply_batch}(array_agg(t.seen::jsonb order by t.nth)) as results, count(*) as requests
+    select {apply_batch}(array_agg(t.seen order by t.nth)) as results, count(*) as requests
       from todo t having count(*) > 0
 )
 insert into longshore.requests
@@ -288,7 +298,7 @@ select t.id, t.kind, t.user_id, 'done', 1, t.fence, true, $1,
 const UPDATE: &str = "\
 with todo as materialized (
     select i.id, {apply} as applied
-      from unnest($2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[]) with ordinality
+      from unnest($2::text[], $3::bigint[], $4::text[], $5::jsonb[], $6::text[]) with ordinality
            as i(id, fence, kind, seen, response, ord)
       join longshore.requests r on r.request_id = i.id and r.fence = i.fence and r.state = 'running'
      order by i.ord

@@ -10,20 +10,20 @@ use tokio_postgres::Row;
 use super::Finished;
 use crate::{ledger::error, outcome::StepError};
 
-/// How many batches without a refusal end the caution that one with a refusal began.
+/// How many batches without what is feared end the caution that one with it began.
 const CAUTION: u32 = 16;
 
-/// Whether the next batch is better called with care. Shared by the lanes, for what is published
-/// badly is spread over them.
+/// Whether the next batch is better run with care, for what costs little where it is not needed and
+/// much where it is left out. Shared by the lanes, for what is published badly is spread over them.
 #[derive(Debug, Default)]
-pub(super) struct Wary(AtomicU32);
+pub(super) struct Caution(AtomicU32);
 
-impl Wary {
+impl Caution {
     pub(super) fn is_on(&self) -> bool {
         self.0.load(Ordering::Relaxed) > 0
     }
 
-    /// A batch was called with care, and met refusals or none.
+    /// A batch has met what is feared; or it was run with care, and has not.
     pub(super) fn ran(&self, met: bool) {
         let left = if met { CAUTION } else { self.0.load(Ordering::Relaxed).saturating_sub(1) };
         // Lanes that do this at once may lose a step; it is a guess either way.
@@ -60,8 +60,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn caution_ends_after_a_number_of_batches_without_a_refusal() {
-        let wary = Wary::default();
+    fn caution_ends_after_a_number_of_batches_without_what_is_feared() {
+        let wary = Caution::default();
         assert!(!wary.is_on());
         wary.ran(true);
         (1..CAUTION).for_each(|_| wary.ran(false));
