@@ -5,6 +5,7 @@
 
 mod attempt;
 mod holding;
+mod line;
 mod reply;
 mod suspects;
 mod write;
@@ -19,6 +20,7 @@ use self::write::unwritten;
 pub(crate) use self::{
     attempt::{Attempt, Started},
     holding::Holding,
+    line::Line,
     suspects::Suspects,
 };
 use crate::{
@@ -44,6 +46,7 @@ pub(crate) struct Handler<K: Keeper = Ledger> {
     pub(crate) pauses: Pauses,
     pub(crate) holding: Holding,
     pub(crate) suspects: Suspects,
+    pub(crate) line: Line,
     /// Larger bodies are not read.
     pub(crate) max_message_bytes: usize,
 }
@@ -104,6 +107,9 @@ impl<K: Keeper> Handler<K> {
             // `before` has refused it.
             return Outcome::GivenBack { why: GiveBack::Stop };
         };
+        if kind.ordered {
+            return Box::pin(self.enter_elsewhere(kind, request, attempt)).await;
+        }
         // What came before is claimed before it runs, whatever its kind: should it kill the process
         // again, that is counted.
         if kind.has_call() || redelivered {

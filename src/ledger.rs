@@ -12,6 +12,7 @@ mod finish;
 mod keep;
 mod keeper;
 mod lanes;
+mod line;
 mod migrations;
 #[cfg(test)]
 pub(crate) mod model;
@@ -35,6 +36,7 @@ pub use error::{LedgerError, step_error};
 pub use finish::{Finish, Finished, Hold, Verdict};
 pub use keep::Counts;
 pub(crate) use keeper::Keeper;
+pub use line::{Entered, Entry, ORDER, Whose};
 pub use migrations::Schema;
 pub use settings::{PoolSettings, Settings};
 pub use sql::{Function, is_function_name};
@@ -86,6 +88,10 @@ struct Statements {
     suspect: String,
     unreadable: String,
     counts: String,
+    enter: String,
+    entered: String,
+    advance: [String; 2],
+    in_line: String,
     prune: [String; 2],
 }
 
@@ -120,6 +126,10 @@ impl Ledger {
             suspect: sql::in_schema(suspect::SUSPECT, schema),
             unreadable: sql::in_schema(keep::UNREADABLE, schema),
             counts: sql::in_schema(keep::COUNTS, schema),
+            enter: sql::in_schema(line::ENTER, schema),
+            entered: sql::in_schema(line::ENTERED, schema),
+            advance: line::ADVANCE.map(|text| sql::in_schema(text, schema)),
+            in_line: sql::in_schema(line::IN_LINE, schema),
             prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),
         };
         Ok(Arc::new(Self {

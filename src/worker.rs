@@ -1,6 +1,7 @@
 //! The corridor: slot → delivery → task → outcome → settlement, and the drain at its end.
 
 mod drain;
+mod in_order;
 mod settings;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -63,15 +64,20 @@ impl<K: Keeper> Worker<K> {
     }
 
     /// Works until a stop is asked for and what was begun has come to an end, or the grace is over.
-    pub(crate) async fn run(self, mut inbox: Inbox) -> Drained {
+    /// `in_order` brings requests of ordered kinds, where there are such.
+    pub(crate) async fn run(self, mut inbox: Inbox, in_order: Option<Inbox>) -> Drained {
         let asked = async {
             self.stop.asked().await;
             self.tally.start();
             self.pauses.add(Reason::Drain);
             Instant::now()
         };
-        let (since, (), ()) =
-            tokio::join!(asked, self.take_deliveries(&mut inbox), self.take_due());
+        let (since, (), (), ()) = tokio::join!(
+            asked,
+            self.take_deliveries(&mut inbox),
+            self.take_in_order(in_order),
+            self.take_due()
+        );
         self.drain(since).await
     }
 
@@ -119,6 +125,7 @@ impl<K: Keeper> Worker<K> {
                 tokio::select! {
                     biased;
                     () = self.stop.asked() => return,
+                    () = self.handler.line.advanced() => {}
                     () = sleep(self.handler.ledger.due_poll()) => {}
                 }
             }
@@ -259,6 +266,7 @@ async fn work(
         }
     };
     tally.ended(&outcome);
+    handler.line.ended(&attempt, &outcome);
     attempt.ended(&outcome, attempt.kind().and_then(|kind| handler.kinds.get(kind)));
     outcome
 }

@@ -35,6 +35,8 @@ pub(crate) struct Attempt {
     pub(super) redelivered: bool,
     /// Workers that vanished over it since an attempt last came to its end.
     pub(super) crashes: u32,
+    /// Others of its user wait for its end.
+    in_line: bool,
     /// The request that has a running row under our fence, or may have one.
     held: Option<(Arc<Request>, Option<Held>)>,
     request: Option<Arc<Request>>,
@@ -46,22 +48,7 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     pub(crate) fn new(started: &Started, handler: &Handler<impl Keeper>) -> Self {
-        let attempt = Self {
-            started: Instant::now(),
-            received_at: clock::now(),
-            fence: Fence::new(),
-            number: 1,
-            max: None,
-            source: "queue",
-            redelivered: false,
-            crashes: 0,
-            held: None,
-            request: None,
-            malformed: None,
-            claim: None,
-            call: None,
-            finish: None,
-        };
+        let attempt = Self::fresh();
         match started {
             Started::Delivered { redelivered, .. } => Self { redelivered: *redelivered, ..attempt },
             Started::Due(due) => Self {
@@ -70,6 +57,7 @@ impl Attempt {
                 number: due.attempt,
                 source: "due",
                 crashes: due.crashes,
+                in_line: due.in_line,
                 held: due.request.as_ref().ok().map(|request| {
                     let lease = handler.lease(&request.kind);
                     let held = handler.holding.hold(&request.id, due.fence, lease);
@@ -78,6 +66,37 @@ impl Attempt {
                 ..attempt
             },
         }
+    }
+
+    /// A request that is only to be put down.
+    pub(crate) fn arrived(request: &Arc<Request>, redelivered: bool) -> Self {
+        Self { redelivered, request: Some(Arc::clone(request)), ..Self::fresh() }
+    }
+
+    fn fresh() -> Self {
+        Self {
+            started: Instant::now(),
+            received_at: clock::now(),
+            fence: Fence::new(),
+            number: 1,
+            max: None,
+            source: "queue",
+            redelivered: false,
+            crashes: 0,
+            in_line: false,
+            held: None,
+            request: None,
+            malformed: None,
+            claim: None,
+            call: None,
+            finish: None,
+        }
+    }
+
+    /// The user whose line it stands in, if it does.
+    pub(super) fn in_line_of(&self) -> Option<&str> {
+        let request = self.held.as_ref().map(|(request, _)| request).or(self.request.as_ref());
+        request.filter(|_| self.in_line).map(|request| request.user_id.as_str())
     }
 
     pub(super) fn is_of(&mut self, request: &Arc<Request>) {

@@ -106,6 +106,8 @@ pub(super) fn start(
         tasks.spawn(compare_limits(queue.clone(), config.worker.max_message_bytes));
     }
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
+    let lines = Arc::clone(&handler);
+    tasks.spawn(async move { lines.keep_lines().await });
     tasks.spawn(async move { handler.renew_leases().await });
     tasks
 }

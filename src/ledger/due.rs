@@ -23,6 +23,8 @@ pub struct Due {
     pub attempt: u32,
     /// How many workers have vanished over it since an attempt last came to its end.
     pub crashes: u32,
+    /// Whether it stands in the line of its user, so that others wait for its end.
+    pub in_line: bool,
     /// When it was first received.
     pub received_at: OffsetDateTime,
 }
@@ -87,12 +89,14 @@ impl Ledger {
 impl Due {
     /// What a row says, as the contract reads it today. It had an identity when it was filed, and it
     /// keeps that: id and kind.
+    #[expect(clippy::too_many_arguments, reason = "the columns of a row")]
     pub(super) fn revive(
         identity: (Option<String>, Option<String>),
         message: Message,
         fence: Fence,
         attempt: i32,
         crashes: i32,
+        in_line: bool,
         received_at: OffsetDateTime,
     ) -> Self {
         let request = request::decode_or_return(message).map(Arc::new).map_err(|mut refused| {
@@ -104,6 +108,7 @@ impl Due {
             fence,
             attempt: u32::try_from(attempt).unwrap_or_default(),
             crashes: u32::try_from(crashes).unwrap_or_default(),
+            in_line,
             received_at,
         }
     }
@@ -120,6 +125,7 @@ fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
         Fence(row.try_get(2)?),
         row.try_get(3)?,
         row.try_get(6)?,
+        row.try_get(8)?,
         row.try_get(7)?,
     ))
 }
@@ -145,7 +151,7 @@ update longshore.requests r
   from due
  where r.request_id = due.request_id
 returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text,
-          r.crashes, r.received_at";
+          r.crashes, r.received_at, r.place is not null";
 
 pub(super) const RENEW: &str = "\
 update longshore.requests r

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use super::{Claim, Claimed, Counts, Due, Fence, Finish, Finished, Lease, Ledger, LedgerError};
+use super::{
+    Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish, Finished, Lease, Ledger, LedgerError,
+    Whose,
+};
 use crate::{outcome::Failure, request::Message};
 
 /// See the methods of [`Ledger`] of the same names.
@@ -26,6 +29,15 @@ pub(crate) trait Keeper: Send + Sync + 'static {
         id: &str,
         fence: Fence,
     ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
+
+    fn enter(
+        &self,
+        entries: &[Entry],
+    ) -> impl Future<Output = Result<Vec<Entered>, LedgerError>> + Send;
+
+    fn advance(&self, whose: &Whose) -> impl Future<Output = Result<u64, LedgerError>> + Send;
+
+    fn in_line(&self, at_most: u64) -> impl Future<Output = Result<u64, LedgerError>> + Send;
 
     fn keep_unreadable(
         &self,
@@ -67,6 +79,18 @@ impl Keeper for Ledger {
 
     async fn suspect(&self, id: &str, fence: Fence) -> Result<bool, LedgerError> {
         self.suspect(id, fence).await
+    }
+
+    async fn enter(&self, entries: &[Entry]) -> Result<Vec<Entered>, LedgerError> {
+        self.enter(entries).await
+    }
+
+    async fn advance(&self, whose: &Whose) -> Result<u64, LedgerError> {
+        self.advance(whose).await
+    }
+
+    async fn in_line(&self, at_most: u64) -> Result<u64, LedgerError> {
+        self.in_line(at_most).await
     }
 
     async fn keep_unreadable(

@@ -3,6 +3,7 @@
 //! The simulation runs over it. That it is no fiction is shown by `tests`, which holds it against
 //! the statements themselves, in Postgres.
 
+mod line;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +32,8 @@ pub(crate) struct Model {
     pub(crate) history: Vec<(String, i32, &'static str)>,
     /// How often each request was applied and committed.
     pub(crate) effects: BTreeMap<String, u32>,
+    /// The last place that was drawn.
+    places: u64,
 }
 
 /// A row of `requests`; times count from an origin of the caller's.
@@ -48,6 +51,7 @@ pub(crate) struct Row {
     pub(crate) result: Option<String>,
     pub(crate) crashes: i32,
     pub(crate) alone: bool,
+    pub(crate) place: Option<u64>,
     received_at: OffsetDateTime,
 }
 
@@ -86,6 +90,7 @@ impl Model {
                 result: None,
                 crashes: 0,
                 alone: false,
+                place: None,
                 received_at: job.received_at,
             };
             self.rows.insert(job.request.id.clone(), row);
@@ -170,6 +175,7 @@ impl Model {
             result,
             crashes: 0,
             alone: false,
+            place: before.and_then(|row| row.place),
             received_at: before.map_or(job.received_at, |row| row.received_at),
         };
         let ended = match state {
@@ -233,6 +239,7 @@ impl Model {
                 Fence(row.fence),
                 row.attempt,
                 row.crashes,
+                row.place.is_some(),
                 row.received_at,
             ))
         });

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::{
     ledger::{
-        Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold,
-        Keeper, Lanes, Lease, LedgerError, Outage, Verdict, file,
+        Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish,
+        Finished, Hold, Keeper, Lanes, Lease, LedgerError, Outage, Verdict, Whose, file,
     },
     outcome::{ErrorCode, Failure, StepError},
     pause::Pauses,
@@ -128,6 +128,27 @@ impl Keeper for Memory {
         let suspected =
             self.visit(|| what.clone(), move |state, _| Ok(state.model.suspect(&id, fence))).await;
         self.outage.noticed(suspected)
+    }
+
+    async fn enter(&self, entries: &[Entry]) -> Result<Vec<Entered>, LedgerError> {
+        let theirs = entries.to_vec();
+        let what = || format!("enters {}", ids(theirs.iter().map(|entry| &*entry.request.id)));
+        let entries = theirs.clone();
+        let entered = self.visit(what, move |state, _| Ok(state.model.enter(&entries))).await;
+        self.outage.noticed(entered)
+    }
+
+    async fn advance(&self, whose: &Whose) -> Result<u64, LedgerError> {
+        let (what, whose) = (format!("advances {whose:?}"), whose.clone());
+        let work = move |state: &mut State, now| Ok(state.model.advance(&whose, now));
+        let advanced = self.visit(|| what.clone(), work).await;
+        self.outage.noticed(advanced)
+    }
+
+    async fn in_line(&self, at_most: u64) -> Result<u64, LedgerError> {
+        let work = move |state: &mut State, _| Ok(state.model.in_line(at_most));
+        let counted = self.visit(|| "counts who stands in line".to_owned(), work).await;
+        self.outage.noticed(counted)
     }
 
     async fn keep_unreadable(

@@ -10,7 +10,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{ledger::Memory, line::Subscription, services, world::World};
 use crate::{
-    handler::{Handler, Holding, Suspects},
+    handler::{Handler, Holding, Line, Suspects},
     house::upkeep,
     ledger::Fence,
     pause::{Pauses, Reason},
@@ -147,11 +147,13 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
         pauses: pauses.clone(),
         holding: Holding::default(),
         suspects: Suspects::default(),
+        line: Line::default(),
         max_message_bytes: super::MOST_BYTES,
     });
     let settings = worker::Settings {
         concurrency: world.plan.concurrency,
         max_message_bytes: super::MOST_BYTES,
+        max_in_line: 1_000,
         grace: world.plan.grace,
         counts_interval: Duration::from_secs(3),
         steering_interval: Duration::from_secs(1),
@@ -164,9 +166,11 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
     let counting =
         upkeep::count(Arc::clone(&handler), bounds.into(), settings.counts_interval, |_| {});
     let renewing = Arc::clone(&handler);
+    let lines = Arc::clone(&handler);
     let upkeep = [
         tokio::spawn(counting).abort_handle(),
         tokio::spawn(async move { renewing.renew_leases().await }).abort_handle(),
+        tokio::spawn(async move { lines.keep_lines().await }).abort_handle(),
     ];
     let (outside, who) = (Arc::clone(&world), Arc::clone(&process));
     tokio::spawn(async move {
@@ -176,7 +180,7 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
             *outside.state().replies.entry(id).or_default() += 1;
         }
     });
-    let drained = Worker::new(handler, settings, pauses, process.stop.clone()).run(inbox).await;
+    let drained = Worker::new(handler, settings, pauses, process.stop.clone()).run(inbox, None).await;
     world.is_there(&process).await;
     world.tell(&process.name, || format!("{drained:?}"));
     for task in upkeep {

@@ -65,6 +65,7 @@ pub(super) fn kinds(
     let settings = kind::Settings {
         apply: Some("app.note".to_owned()),
         apply_batch: None,
+        ordered_by: None,
         call: None,
         reply: true,
         max_parked: u64::MAX,

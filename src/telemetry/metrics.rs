@@ -117,6 +117,10 @@ names! {
         "Requests parked, by what they wait for";
     counter TAKEOVERS = "longshore_takeovers_total", Count, [],
         "Requests taken over from a worker that had died or lost its connection";
+    counter ENTERED = "longshore_entered_total", Count, ["kind", "from"],
+        "Requests of ordered kinds put down in the line of their user: in_order, or elsewhere, which has no order";
+    counter ORDER_BROKEN = "longshore_order_broken_total", Count, [],
+        "Requests that the broker delivered again after later ones, and that stand behind them: alert on any";
     counter FENCED = "longshore_fenced_total", Count, [],
         "Finishes that changed nothing, for another worker had taken the request over";
     histogram BATCH = "longshore_ledger_batch_rows", Count, ["step"],
@@ -265,6 +269,16 @@ pub fn kind_paused(kind: &str, on: bool) {
 /// A request was taken over.
 pub fn taken_over() {
     counter!(TAKEOVERS).increment(1);
+}
+
+/// A request stands in the line of its user.
+pub fn entered(kind: &str, from: &'static str) {
+    counter!(ENTERED, "kind" => kind.to_owned(), "from" => from).increment(1);
+}
+
+/// A request came behind later ones.
+pub fn order_broken() {
+    counter!(ORDER_BROKEN).increment(1);
 }
 
 /// A finish was fenced off.

@@ -12,6 +12,8 @@ pub struct Settings {
     pub concurrency: usize,
     /// Larger bodies go to the broker's dead-letter queue unread.
     pub max_message_bytes: usize,
+    /// Requests of ordered kinds in the ledger that have not ended, before no further ones are taken.
+    pub max_in_line: u64,
     /// How long a stop waits for what is begun.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
@@ -36,6 +38,9 @@ impl Settings {
                 "max_message_bytes",
                 "must be between 64 and 134217728, the most any RabbitMQ takes",
             );
+        }
+        if self.max_in_line == 0 {
+            say("max_in_line", "must be at least 1");
         }
         if self.grace < Duration::from_millis(100) {
             say("grace", "must be at least 100ms");

@@ -13,7 +13,7 @@ use tokio_postgres::{Client, NoTls};
 
 use super::*;
 use crate::{
-    ledger::{Function, Ledger, LedgerError, PoolSettings, Settings},
+    ledger::{Entry, Function, Ledger, LedgerError, PoolSettings, Settings, Whose},
     outcome::{ErrorCode, Failure},
     pause::Pauses,
     request::{Properties, decode},
@@ -68,8 +68,9 @@ impl Pair {
     fn request(&mut self) -> Arc<Request> {
         let number = self.chance.u8(..6);
         let what = ["go", "go", "go", "go", "refuse", "fail"][self.chance.usize(..6)];
+        let user = if number < 4 { "u" } else { "v" };
         let body = format!(
-            r#"{{"request_id":"r-{number}","kind":"k","user_id":"u","payload":{{"do":"{what}"}}}}"#
+            r#"{{"request_id":"r-{number}","kind":"k","user_id":"{user}","payload":{{"do":"{what}"}}}}"#
         );
         // Mostly the body that is filed, or nothing would ever be the same request.
         let filed = self.model.rows.get(&format!("r-{number}")).filter(|_| self.chance.u8(..5) > 0);
@@ -123,7 +124,7 @@ impl Pair {
         let who = self.chance.usize(..2);
         let (ledger, worker) = (Arc::clone(&self.ledgers[who]), WORKERS[who]);
         let now = self.now();
-        match self.chance.u8(..20) {
+        match self.chance.u8(..25) {
             0..=5 => {
                 let mut claims = Vec::new();
                 for request in self.requests() {
@@ -206,6 +207,26 @@ impl Pair {
                 );
                 self.client.batch_execute(&passes).await.unwrap();
                 format!("{ahead} s pass")
+            }
+            19..=21 => {
+                let mut entries = Vec::new();
+                for request in [self.requests(), self.requests()].concat() {
+                    let fresh = self.chance.u8(..3) > 0;
+                    let fence = if fresh { Fence::new() } else { self.fence(&request.id) };
+                    let received_at = OffsetDateTime::now_utc();
+                    entries.push(Entry { request, fence, received_at });
+                }
+                let theirs = ledger.enter(&entries).await.unwrap();
+                assert_eq!(theirs, self.model.enter(&entries), "{entries:?}");
+                format!("{} enter: {theirs:?}", entries.len())
+            }
+            22 | 23 => {
+                let user = ["u", "v"][self.chance.usize(..2)].to_owned();
+                let whose = [Whose::Everybodys, Whose::Theirs(vec![user])][self.chance.usize(..2)].clone();
+                let theirs = ledger.advance(&whose).await.unwrap();
+                assert_eq!(theirs, self.model.advance(&whose, now), "{whose:?}");
+                assert_eq!(ledger.in_line(4).await.unwrap(), self.model.in_line(4));
+                format!("{theirs} advance of {whose:?}")
             }
             _ => {
                 // A failover that lost it.
