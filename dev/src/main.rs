@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use longshore_dev::{
-    bench, broken, compat, demo, drill, hold, recovery, services::Services, stub::Stub,
+    bench, broken, compat, demo, drill, hold, order, recovery, services::Services, stub::Stub,
 };
 
 /// Private servers for developing and testing Longshore.
@@ -49,6 +49,8 @@ enum Command {
         /// Names of patches in `dev/broken`; all of them without any.
         names: Vec<String>,
     },
+    /// Show that the requests of each user are applied in their order, under kills and failing calls.
+    Order(order::Options),
     /// Measure how soon the worker goes on after its servers have come back.
     Recovery(recovery::Options),
     /// One of the ways that `bench` compares with; started by it.
@@ -129,6 +131,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Recovery(options) => {
             if !recovery::run(&options).await?.passed() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Order(options) => {
+            if !order::run(&options).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -125,11 +125,7 @@ impl<K: Keeper> Handler<K> {
 impl Attempt {
     /// What it is to stand in line with.
     pub(crate) fn entry(&self, request: &Arc<Request>) -> Entry {
-        Entry {
-            request: Arc::clone(request),
-            fence: self.fence,
-            received_at: self.received_at,
-        }
+        Entry { request: Arc::clone(request), fence: self.fence, received_at: self.received_at }
     }
 }
 

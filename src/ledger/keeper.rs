@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish, Finished, Lease, Ledger, LedgerError,
-    Whose,
+    Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish, Finished, Lease, Ledger,
+    LedgerError, Whose,
 };
 use crate::{outcome::Failure, request::Message};
 

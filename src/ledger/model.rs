@@ -32,6 +32,8 @@ pub(crate) struct Model {
     pub(crate) history: Vec<(String, i32, &'static str)>,
     /// How often each request was applied and committed.
     pub(crate) effects: BTreeMap<String, u32>,
+    /// What was applied and committed, in its order.
+    pub(crate) applied: Vec<String>,
     /// The last place that was drawn.
     places: u64,
 }
@@ -186,6 +188,7 @@ impl Model {
         self.history.extend(ended.map(|ended| (job.request.id.clone(), row.attempt, ended)));
         if state == "done" {
             *self.effects.entry(job.request.id.clone()).or_default() += 1;
+            self.applied.push(job.request.id.clone());
         }
         self.rows.insert(job.request.id.clone(), row);
     }

@@ -37,6 +37,8 @@ pub(super) struct Publish {
     pub(super) confirmed: bool,
     /// Whether it came to the queue.
     pub(super) arrives: bool,
+    /// Whether that is the queue of ordered kinds.
+    pub(super) in_order: bool,
 }
 
 /// Which faults there are in this seed.
@@ -81,6 +83,7 @@ pub(super) struct Plan {
     pub(super) batch_rows: usize,
     pub(super) grace: Duration,
     pub(super) max_parked: u64,
+    pub(super) max_in_line: u64,
     pub(super) max_in_flight: usize,
     pub(super) natures: Vec<(String, Nature)>,
     pub(super) publishes: Vec<Publish>,
@@ -106,6 +109,7 @@ impl Plan {
             batch_rows: [1, 2, 3, 100][chance.usize(..4)],
             grace: Duration::from_millis(chance.u64(200..12_000)),
             max_parked: [2, 1_000][chance.usize(..2)],
+            max_in_line: [2, 1_000][chance.usize(..2)],
             max_in_flight: chance.usize(1..=4),
             natures: Vec::new(),
             publishes: Vec::new(),
@@ -123,7 +127,10 @@ impl Plan {
     fn request(&mut self, number: usize, killer: bool, chance: &mut Rng) {
         let id = format!("r-{number}");
         let one_in = |chance: &mut Rng, n: u32| chance.u32(..n) == 0;
-        let kind = ["note", "note", "note", "pay", "pay", "mail"][chance.usize(..6)];
+        let kinds = ["note", "note", "note", "pay", "pay", "mail", "step", "step", "step", "visit"];
+        let kind = kinds[chance.usize(..kinds.len())];
+        // Some of an ordered kind come the other way.
+        let in_order = matches!(kind, "step" | "visit") && !one_in(chance, 10);
         let mut nature = Nature { kind, killer, ..Nature::default() };
         let mut further = String::new();
         let mut message_id = None;
@@ -178,6 +185,7 @@ impl Plan {
                 message_id: message_id.clone(),
                 confirmed: arrives && !one_in(chance, 12),
                 arrives,
+                in_order,
             });
         }
         self.natures.push((id, nature));

@@ -152,7 +152,8 @@ impl<K: Keeper> Worker<K> {
                 }
             }
         }
-        let stand = arrived.iter().zip(&entered).filter(|(_, it)| matches!(it, Ok(Entered::Stands)));
+        let stand =
+            arrived.iter().zip(&entered).filter(|(_, it)| matches!(it, Ok(Entered::Stands)));
         self.handler.line.moved(stand.map(|(one, _)| one.request.user_id.as_str()));
         for (one, entered) in arrived.into_iter().zip(entered) {
             let late = watch.is_late(one.ticket.epoch(), one.redelivered);
@@ -221,7 +222,8 @@ impl<K: Keeper> Worker<K> {
                 if !std::mem::replace(&mut told, true) {
                     warn!(
                         event = "order.full",
-                        most, "too many requests stand in line, so no further ones are taken in order"
+                        most,
+                        "too many requests stand in line, so no further ones are taken in order"
                     );
                 }
             }

@@ -23,6 +23,7 @@ mod machine;
 mod manual;
 mod memory;
 mod node;
+mod order;
 mod outage;
 mod pipeline;
 mod server;

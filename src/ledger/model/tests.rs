@@ -222,7 +222,8 @@ impl Pair {
             }
             22 | 23 => {
                 let user = ["u", "v"][self.chance.usize(..2)].to_owned();
-                let whose = [Whose::Everybodys, Whose::Theirs(vec![user])][self.chance.usize(..2)].clone();
+                let whose =
+                    [Whose::Everybodys, Whose::Theirs(vec![user])][self.chance.usize(..2)].clone();
                 let theirs = ledger.advance(&whose).await.unwrap();
                 assert_eq!(theirs, self.model.advance(&whose, now), "{whose:?}");
                 assert_eq!(ledger.in_line(4).await.unwrap(), self.model.in_line(4));
