@@ -221,7 +221,11 @@ async fn drain(
         Ok(streamed) => (streamed, None),
         Err(trouble) => (0, Some(trouble)),
     };
-    let unbegun = shared.hatch.turned_away() + streamed;
+    let unbegun = match shared.settings.in_order {
+        // They are among the unsettled.
+        true => 0,
+        false => shared.hatch.turned_away() + streamed,
+    };
     shared.board.consuming(false);
     tracing::info!(
         event = "queue.intake_ended",
