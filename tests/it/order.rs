@@ -35,11 +35,11 @@ async fn ordered(test: &str) -> Place {
     place.set(
         "[kinds.step]\napply = \"app.step\"\nordered_by = \"user_id\"\n\
          [kinds.visit]\napply = \"app.step\"\nordered_by = \"user_id\"\n\
-         [kinds.visit.call]\ndependency = \"geocoder\"\npath = \"/visit\"\n",
+         [kinds.visit.call]\ndependency = \"mailer\"\npath = \"/welcome\"\n",
     );
     place.set_value("LEDGER__LEASE_MARGIN", "1s").set_value("LEDGER__STATEMENT_TIMEOUT", "1s");
     place.set_value("DEFAULTS__KIND__TIMEOUT", "2s");
-    place.set_value("DEFAULTS__KIND__MAX_ATTEMPTS", "50");
+    place.set_value("DEFAULTS__KIND__MAX_ATTEMPTS", "1000");
     place.set_value("DEFAULTS__KIND__MAX_DELAY", "200ms");
     place
 }
@@ -68,7 +68,7 @@ async fn five_workers_keep_the_order_of_each_user_under_kills_and_stops_and_fail
     const USERS: usize = 20;
     const EACH: usize = 40;
     let place = ordered("ordered_kills").await;
-    place.stub.behave("geocoder", Behaviour::Fail { share: 0.2, seed: 7 });
+    place.stub.behave("mailer", Behaviour::Fail { share: 0.2, seed: 7 });
     let mut workers = Vec::new();
     for _ in 0..5 {
         workers.push(place.worker().await);

@@ -54,8 +54,8 @@ ordered_by = "user_id"
 apply = "app.visit"
 ordered_by = "user_id"
 [kinds."order.visit".call]
-dependency = "geocoder"
-path = "/visit"
+dependency = "mailer"
+path = "/welcome"
 "#;
 
 /// Rows tell the order in which they were inserted. No unique key: it would hide a second one.
@@ -105,7 +105,7 @@ impl Fleet {
             Postgres::start(dir.path().join("postgres")),
         )?;
         let (stub, stub_url) = apart::start(&dir.path().join("stub.log"), Life::Private).await?;
-        apart::behave(&stub_url, "geocoder", &Behaviour::Fail { share: 0.05, seed: 7 }).await?;
+        apart::behave(&stub_url, "mailer", &Behaviour::Fail { share: 0.05, seed: 7 }).await?;
         let config: PathBuf = dir.path().join("longshore.toml");
         tokio::fs::write(&config, SETTINGS).await?;
         let settings = Settings {
