@@ -59,7 +59,7 @@ async fn what_a_stopped_consumer_had_out_comes_to_the_next_one_in_its_order() {
     drop(held);
     let next = take(&mut inbox, 50).await;
     assert_eq!(numbers(&next), (10..60).collect::<Vec<_>>());
-    assert!(next[0].redelivered() && !next[49].redelivered());
+    assert!(next[0].redelivered());
     for delivery in next {
         delivery.into_parts().1.settle(Settlement::Ack);
     }
@@ -82,15 +82,22 @@ async fn one_that_is_given_back_takes_all_that_was_out_with_it() {
     drop(held.remove(3));
     let (_, ticket) = held.remove(0).into_parts();
     assert!(!ticket.is_current(), "what came with it goes back, too");
-    // Whether the last acknowledgements arrived is the broker's word; from there on it is all.
-    let first = take(&mut room.inbox, 1).await;
-    let from = numbers(&first)[0];
-    assert!(from <= 5, "it begins with {from}");
-    let mut rest = take(&mut room.inbox, (29 - from) as usize).await;
-    assert_eq!(numbers(&rest), (from + 1..30).collect::<Vec<_>>());
-    for delivery in first.into_iter().chain(rest.drain(..)) {
-        delivery.into_parts().1.settle(Settlement::Ack);
+    let (mut came, mut tickets) = (Vec::new(), Vec::new());
+    while came.last() != Some(&29) {
+        let delivery = room.next().await;
+        let number: u32 = text(&delivery).parse().unwrap();
+        let (_, ticket) = delivery.into_parts();
+        // What was handed over before the connection was given up is void.
+        if ticket.is_current() {
+            came.push(number);
+            tickets.push(ticket);
+        }
     }
+    // Whether the last acknowledgements arrived is the broker's word; from there on it is all.
+    let from = came[0];
+    assert!(from <= 5, "it begins with {from}");
+    assert_eq!(came, (from..30).collect::<Vec<_>>());
+    tickets.into_iter().for_each(|ticket| ticket.settle(Settlement::Ack));
     drop((held, ticket));
     room.end().await;
 }
