@@ -75,7 +75,7 @@ impl<K: Keeper> Worker<K> {
         let (since, (), (), ()) = tokio::join!(
             asked,
             self.take_deliveries(&mut inbox),
-            self.take_in_order(in_order),
+            Box::pin(self.take_in_order(in_order)),
             self.take_due()
         );
         self.drain(since).await

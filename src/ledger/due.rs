@@ -89,7 +89,6 @@ impl Ledger {
 impl Due {
     /// What a row says, as the contract reads it today. It had an identity when it was filed, and it
     /// keeps that: id and kind.
-    #[expect(clippy::too_many_arguments, reason = "the columns of a row")]
     pub(super) fn revive(
         identity: (Option<String>, Option<String>),
         message: Message,
