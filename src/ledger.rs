@@ -30,7 +30,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use deadpool_postgres::Pool;
 
 pub use claim::{Claim, Claimed};
-pub use due::{Due, Lease};
+pub use due::{Ask, Due, Gate, Lease};
 pub use error::{LedgerError, step_error};
 pub use finish::{Finish, Finished, Hold, Verdict};
 pub use keep::Counts;
@@ -86,6 +86,7 @@ struct Statements {
     suspect: String,
     unreadable: String,
     counts: String,
+    strays: String,
     prune: [String; 2],
 }
 
@@ -120,6 +121,7 @@ impl Ledger {
             suspect: sql::in_schema(suspect::SUSPECT, schema),
             unreadable: sql::in_schema(keep::UNREADABLE, schema),
             counts: sql::in_schema(keep::COUNTS, schema),
+            strays: sql::in_schema(keep::STRAYS, schema),
             prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),
         };
         Ok(Arc::new(Self {

@@ -8,7 +8,8 @@ impl Pair {
         let rows =
             "select request_id, state, attempt, fence, from_queue, worker, parked_on, error_code,
                            result::text, crashes, alone, body is null, digest,
-                           extract(epoch from due_at - now())::float8
+                           case when due_at = 'infinity' then 'infinity'
+                                else extract(epoch from due_at - now())::float8 end
                       from longshore.requests order by request_id";
         let theirs = self.client.query(rows, &[]).await.unwrap();
         let ids: Vec<String> = theirs.iter().map(|row| row.get(0)).collect();
@@ -39,10 +40,13 @@ impl Pair {
             );
             assert_eq!(said, expected, "{id} after: {after}");
             let seconds: Option<f64> = row.get(13);
-            let due_in = ours.due_at.map(|at| at.as_secs_f64() - self.now().as_secs_f64());
+            let due_in = ours.due_at.map(|at| match at {
+                NEVER => f64::INFINITY,
+                at => at.as_secs_f64() - self.now().as_secs_f64(),
+            });
             let near = seconds.unwrap_or_default() - due_in.unwrap_or_default();
             assert!(
-                seconds.is_some() == due_in.is_some() && near.abs() < 4.0,
+                seconds == due_in || seconds.is_some() == due_in.is_some() && near.abs() < 4.0,
                 "{id}: {seconds:?}, {due_in:?}"
             );
         }
