@@ -100,9 +100,7 @@ impl<K: Keeper> Handler<K> {
         if request.unknown_fields > 0 && self.kinds.get(&request.kind).is_some() {
             metrics::unknown_fields(&request.kind);
         }
-        // One that came before may have a row that is running: it is claimed first.
-        let early = self.before(&request, clock::now());
-        if let Some(early) = early.or_else(|| self.turned_away(&request).filter(|_| !redelivered)) {
+        if let Some(early) = self.before(&request, clock::now()) {
             let fresh = Hold::Fresh(attempt.fence);
             return Box::pin(self.settle_unstarted(request, early, fresh, attempt)).await;
         }
@@ -110,6 +108,11 @@ impl<K: Keeper> Handler<K> {
             // `before` has refused it.
             return Outcome::GivenBack { why: GiveBack::Stop };
         };
+        // One that came before may have a row that is running: it is claimed first.
+        if !redelivered && let Some(parked) = self.turned_away(kind) {
+            let fresh = Hold::Fresh(attempt.fence);
+            return Box::pin(self.settle_unstarted(request, parked, fresh, attempt)).await;
+        }
         // What came before is claimed before it runs, whatever its kind: should it kill the process
         // again, that is counted.
         if kind.has_call() || redelivered {
@@ -168,8 +171,8 @@ impl<K: Keeper> Handler<K> {
     }
 
     /// Where its dependency would not let it through, it is parked without a try.
-    fn turned_away(&self, request: &Request) -> Option<Verdict> {
-        let dependency = self.shut(self.kinds.get(&request.kind)?)?;
+    fn turned_away(&self, kind: &Kind) -> Option<Verdict> {
+        let dependency = self.shut(kind)?;
         dependency.turned_away();
         Some(Verdict::Parked { on: dependency.name().to_owned(), due_in: None })
     }
@@ -178,15 +181,17 @@ impl<K: Keeper> Handler<K> {
     async fn claimed(&self, request: Arc<Request>, attempt: &mut Attempt) -> Outcome {
         attempt.is_of(&request);
         let hold = Hold::Claimed(attempt.fence);
-        let early = self.before(&request, clock::now());
-        if let Some(early) =
-            early.or_else(|| self.turned_away(&request).filter(|_| !attempt.is_let_go()))
-        {
+        if let Some(early) = self.before(&request, clock::now()) {
             return self.settle_unstarted(request, early, hold, attempt).await;
         }
         let Some(kind) = self.kinds.get(&request.kind) else {
             return Outcome::GivenBack { why: GiveBack::Stop };
         };
+        if !attempt.is_let_go()
+            && let Some(parked) = self.turned_away(kind)
+        {
+            return self.settle_unstarted(request, parked, hold, attempt).await;
+        }
         attempt.max = Some(kind.policy.max_attempts);
         if attempt.number > kind.policy.max_attempts {
             let error = format!(
