@@ -63,3 +63,31 @@ async fn lend<T>(
 pub(super) fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "{}".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use deadpool_postgres::Manager;
+    use longshore_dev::services::Services;
+    use tokio::time::Instant;
+    use tokio_postgres::NoTls;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_wait_for_a_connection_ends_with_the_budget_and_is_no_outage() {
+        let services = Services::shared().await.unwrap();
+        let config = services.postgres.admin_url().parse().unwrap();
+        let pool = Pool::builder(Manager::new(config, NoTls)).max_size(1).build().unwrap();
+        let taken = pool.get().await.unwrap();
+        let (since, budget) = (Instant::now(), Duration::from_millis(300));
+        let asked = hurried(&pool, budget, Duration::from_secs(60), async |_| Ok(())).await;
+        let Err(BatchError::TimedOut(StepError::Transient { failure, .. })) = asked else {
+            panic!("{asked:?}")
+        };
+        assert!(failure.code == ErrorCode::Timeout && since.elapsed() >= budget, "{failure}");
+        drop(taken);
+        assert!(hurried(&pool, 100 * budget, budget, async |_| Ok(())).await.is_ok());
+    }
+}
