@@ -207,26 +207,27 @@ async fn too_much_parked_on_a_dependency_stops_consuming_until_it_has_recovered(
 #[tokio::test]
 async fn where_every_kind_would_be_parked_nothing_is_taken_out_of_the_queue() {
     let mut place = Place::new("in_vain").await;
-    // All kinds of the example call one dependency here.
+    // Here every kind calls somebody.
     place.set(
         "[kinds.\"user.profile.update\".call]\ndependency = \"geocoder\"\npath = \"/verify\"\n\
          [kinds.\"user.profile.get\".call]\ndependency = \"geocoder\"\npath = \"/verify\"",
     );
-    place.set_value("KINDS__user.welcome.send__CALL__DEPENDENCY", "geocoder");
-    let worker = place.worker_unready(&[]).await;
-    worker.until_ready().await;
+    let worker = place.worker().await;
     steer(&place, &worker, "open", "open").await;
-    assert_eq!(worker.until_event("worker.paused").await["reason"], "breaker:geocoder");
+    verify(&place, ["parked".to_owned()].into_iter()).await;
+    place.until_state("parked", "parked").await;
+    assert!(worker.log().iter().all(|line| line["event"] != "worker.paused"), "mail could flow");
+    assert!(place.cli(&["steer", "breaker", "mailer", "open"]).await.status.success());
+    worker
+        .until_line("pauses", |line| {
+            line["event"] == "worker.paused" && line["reason"] == "breaker:geocoder"
+        })
+        .await;
     verify(&place, (0..5).map(|n| format!("v-{n:03}"))).await;
-    until("the broker has them", async || {
-        (worker
-            .metric(&format!(r#"longshore_queue_depth{{queue="{}.requests"}}"#, place.name))
-            .await?
-            >= 5.0)
-            .then_some(())
-    })
-    .await;
-    assert_eq!(place.database.count("parked").await, 0);
+    let depth = format!(r#"longshore_queue_depth{{queue="{}.requests"}}"#, place.name);
+    until("the queue keeps them", async || (worker.metric(&depth).await? >= 5.0).then_some(()))
+        .await;
+    assert_eq!(place.database.count("parked").await, 1);
     steer(&place, &worker, "auto", "automatic").await;
     for n in 0..5 {
         assert_eq!(place.until_state(&format!("v-{n:03}"), "done").await.attempt, 1);

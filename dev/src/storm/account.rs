@@ -16,9 +16,8 @@ use crate::bench::spread::quantile;
 /// `max_in_flight` and `probes` of the settings.
 pub(super) const LIMIT: u64 = 64;
 const PROBES: u64 = 2;
-/// Ages within this many seconds of the first request do not count: connections are made, statements
-/// prepared.
-const WARM_UP: f64 = 3.0;
+/// Ages within this part of the calm do not count: connections are made, statements prepared.
+const WARM_UP: f64 = 0.2;
 
 /// The findings, in order.
 #[derive(Debug, Default)]
@@ -120,7 +119,7 @@ fn others(account: &mut Account, done: &[Done], sent: &Sent, moments: Moments, l
         ages.sort_by(f64::total_cmp);
         (quantile(&ages, 0.5), quantile(&ages, 0.99), ages.len())
     };
-    let begin = first + WARM_UP;
+    let begin = first + (moments.begun - first) * WARM_UP;
     let middle = f64::midpoint(begin, moments.begun);
     let halves = [ages(begin, middle), ages(middle, moments.begun)];
     let (p50, p99, count) = ages(begin, moments.begun);
@@ -237,7 +236,7 @@ mod tests {
             (account.is_right(), account.to_string())
         };
         let (right, text) = ages(0.0119);
-        assert!(right && text.contains("p99 10.0 ms of 170"), "{text}");
+        assert!(right && text.contains("p99 10.0 ms of 160"), "{text}");
         let (right, text) = ages(0.0121);
         assert!(!right && text.contains("FAIL others during: p50 12.1 ms"), "{text}");
     }

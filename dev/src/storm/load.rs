@@ -153,7 +153,7 @@ pub(super) async fn publish(publisher: &Publisher, mix: Mix) -> anyhow::Result<S
         confirmed(confirming.next().await)?;
     }
     let late = since.elapsed().as_secs_f64() / (mix.calm + mix.trouble);
-    if late > 1.2 {
+    if late > 1.5 {
         bail!("publishing took {late:.1} times as long as it should, lower --rate");
     }
     Ok(sent)
