@@ -90,7 +90,7 @@ impl Release {
     pub(crate) fn allowed(&mut self, now: Instant) -> usize {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         let faster = (self.rate * self.settings.growth.powf(passed)).min(FASTEST);
-        // Of the growth between two looks half is counted, which is less than there was.
+        // Two looks are so near each other that the mean of both rates is as good as the curve.
         self.saved += passed * (self.rate + faster) / 2.0;
         self.saved = self.saved.min(faster * BURST.as_secs_f64() + 1.0);
         (self.rate, self.at) = (faster, now);
@@ -100,7 +100,8 @@ impl Release {
     /// It was looked for `asked` of them, and so many were there. The last one ends the story: the
     /// next time is slow again.
     pub(crate) fn found(&mut self, asked: usize, found: usize, now: Instant) {
-        self.saved -= found as f64;
+        // More than asked for may have come due by the clock as well.
+        self.saved = (self.saved - found as f64).max(0.0);
         self.waiting = found >= asked;
         if !self.waiting {
             self.begin(now);

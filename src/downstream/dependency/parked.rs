@@ -40,15 +40,17 @@ impl Dependency {
     pub(crate) fn may_let_go(&self) -> (usize, bool) {
         let now = Instant::now();
         let room = self.breaker().room(now);
+        // Those who are on their way will take theirs.
+        let coming = self.coming.load(Relaxed);
         let mut release = self.release();
-        let (may, probes) = match room {
-            Some(room) => (if release.probes(now) { room } else { 0 }, true),
+        match room {
+            Some(room) if release.probes(now) => (room.saturating_sub(coming), true),
+            Some(_) => (0, true),
             None => {
-                let free = self.limit.wanted().saturating_sub(self.limit.taken());
+                let free = self.limit.wanted().saturating_sub(self.limit.taken() + coming);
                 (release.allowed(now).min(free), false)
             }
-        };
-        (may.saturating_sub(self.coming.load(Relaxed)), probes)
+        }
     }
 
     /// So many of its requests were asked for, and so many were found and are let go.
