@@ -12,10 +12,12 @@ mod classify;
 mod client;
 mod dependency;
 mod limit;
+pub mod release;
 mod settings;
 mod standing;
 mod tell;
 mod tls;
+mod turn;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -32,6 +34,7 @@ use crate::{
     outcome::{ErrorCode, Failure, StepError},
     request::Request,
 };
+pub(crate) use turn::{Coming, let_go};
 
 /// All dependencies.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 mod attempt;
 mod holding;
 mod line;
+mod release;
 mod reply;
 mod suspects;
 mod write;
@@ -25,7 +26,7 @@ pub(crate) use self::{
 };
 use crate::{
     clock,
-    downstream::Downstream,
+    downstream::{self, Downstream},
     fail,
     kind::{Kind, Kinds, Work},
     ledger::{Claimed, Finished, Hold, Keeper, Ledger, LedgerError, Verdict},
@@ -59,8 +60,11 @@ impl<K: Keeper> Handler<K> {
             Started::Delivered { message, redelivered } => {
                 self.delivered(message, redelivered, attempt).await
             }
-            Started::Due(due) => match due.request {
-                Ok(request) => Box::pin(self.claimed(request, attempt)).await,
+            Started::Due { due, coming } => match due.request {
+                Ok(request) => {
+                    let work = Box::pin(self.claimed(request, attempt));
+                    Box::pin(downstream::let_go(coming, work)).await
+                }
                 Err(refused) => {
                     let (malformed, message) = *refused;
                     Box::pin(self.refuse(malformed, message, Hold::Claimed(due.fence), attempt))
@@ -110,6 +114,11 @@ impl<K: Keeper> Handler<K> {
         if kind.ordered {
             return Box::pin(self.enter_elsewhere(kind, request, attempt)).await;
         }
+        // One that came before may have a row that is running: it is claimed first.
+        if !redelivered && let Some(parked) = self.turned_away(kind) {
+            let fresh = Hold::Fresh(attempt.fence);
+            return Box::pin(self.settle_unstarted(request, parked, fresh, attempt)).await;
+        }
         // What came before is claimed before it runs, whatever its kind: should it kill the process
         // again, that is counted.
         if kind.has_call() || redelivered {
@@ -148,15 +157,6 @@ impl<K: Keeper> Handler<K> {
         timeout + self.ledger.lease_margin()
     }
 
-    /// What due work is to be left where it is: what waits for a dependency that lets nothing
-    /// through, or for a kind that is paused.
-    pub(crate) fn closed_to(&self) -> Vec<String> {
-        let paused = self.kinds.iter().filter(|kind| kind.is_paused());
-        let mut closed_to = self.downstream.not_admitting();
-        closed_to.extend(paused.map(Kind::parked_on));
-        closed_to
-    }
-
     /// What is known without starting it: an unknown kind, a deadline that has passed, a start that
     /// is yet to come, a kind that is paused.
     fn before(&self, request: &Request, now: OffsetDateTime) -> Option<Verdict> {
@@ -170,11 +170,17 @@ impl<K: Keeper> Handler<K> {
         }
         let until = request.not_before.and_then(|start| Duration::try_from(start - now).ok());
         if let Some(due_in) = until.filter(|until| !until.is_zero()) {
-            return Some(Verdict::Parked { on: "not_before".to_owned(), due_in });
+            return Some(Verdict::Parked { on: "not_before".to_owned(), due_in: Some(due_in) });
         }
-        // Due at once, in the order of coming, as soon as the kind goes on.
-        let due_in = Duration::ZERO;
-        kind.is_paused().then(|| Verdict::Parked { on: kind.parked_on(), due_in })
+        // Let go in the order of coming, as soon as the kind goes on.
+        kind.is_paused().then(|| Verdict::Parked { on: kind.parked_on(), due_in: None })
+    }
+
+    /// Where its dependency would not let it through, it is parked without a try.
+    fn turned_away(&self, kind: &Kind) -> Option<Verdict> {
+        let dependency = self.shut(kind)?;
+        dependency.turned_away();
+        Some(Verdict::Parked { on: dependency.name().to_owned(), due_in: None })
     }
 
     /// A request with a running row of ours.
@@ -187,6 +193,11 @@ impl<K: Keeper> Handler<K> {
         let Some(kind) = self.kinds.get(&request.kind) else {
             return Outcome::GivenBack { why: GiveBack::Stop };
         };
+        if !attempt.is_let_go()
+            && let Some(parked) = self.turned_away(kind)
+        {
+            return self.settle_unstarted(request, parked, hold, attempt).await;
+        }
         attempt.max = Some(kind.policy.max_attempts);
         if attempt.number > kind.policy.max_attempts {
             let error = format!(
@@ -200,6 +211,10 @@ impl<K: Keeper> Handler<K> {
             Ok(place) => place,
             Err(outcome) => return outcome,
         };
+        // It may have waited for its place.
+        if let Some(early) = self.before(&request, clock::now()) {
+            return self.settle_unstarted(request, early, hold, attempt).await;
+        }
         self.run(kind, request, attempt).await
     }
 
@@ -247,7 +262,13 @@ impl<K: Keeper> Handler<K> {
         attempt: &mut Attempt,
     ) -> Outcome {
         let charged = !matches!(error, StepError::NotAdmitted { .. });
-        let next = outcome::after_failure(error, attempt.number, &kind.policy, fastrand::f64());
+        let mut next = outcome::after_failure(error, attempt.number, &kind.policy, fastrand::f64());
+        if let Outcome::Parked { on, due_in } = &mut next
+            && let Some(dependency) = self.downstream.get(on)
+        {
+            dependency.parked();
+            *due_in = None;
+        }
         let verdict = match &next {
             Outcome::Retry { failure, due_in } => {
                 Verdict::Waiting { failure: failure.clone(), due_in: *due_in }

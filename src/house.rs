@@ -1,7 +1,8 @@
 //! Opens the rooms in order, runs the corridor, and closes them in order.
 
 mod helm;
-pub(crate) mod upkeep;
+pub(crate) mod parked;
+mod upkeep;
 
 use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
 

@@ -31,7 +31,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use deadpool_postgres::Pool;
 
 pub use claim::{Claim, Claimed};
-pub use due::{Due, Lease};
+pub use due::{Ask, Due, Gate, Lease};
 pub use error::{LedgerError, step_error};
 pub use finish::{Finish, Finished, Hold, Verdict};
 pub use keep::Counts;
@@ -92,6 +92,7 @@ struct Statements {
     entered: String,
     advance: [String; 2],
     in_line: String,
+    strays: String,
     prune: [String; 2],
 }
 
@@ -130,6 +131,7 @@ impl Ledger {
             entered: sql::in_schema(line::ENTERED, schema),
             advance: line::ADVANCE.map(|text| sql::in_schema(text, schema)),
             in_line: sql::in_schema(line::IN_LINE, schema),
+            strays: sql::in_schema(keep::STRAYS, schema),
             prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),
         };
         Ok(Arc::new(Self {

@@ -24,11 +24,15 @@ use crate::{
     pause::{Pauses, Reason},
     queue::{Inbox, Ticket},
     stop::Stop,
-    telemetry::{self, metrics},
+    telemetry,
 };
 
 /// How long a request that the hard stop interrupts has to be put down in the ledger.
 const PUT_DOWN: Duration = Duration::from_secs(2);
+
+/// How often it is looked what may be let go, while there is something: the places under a limit are
+/// filled again as soon.
+const LETTING_GO: Duration = Duration::from_millis(25);
 
 /// How long after Postgres' return due work is left alone.
 const HEAD_START: Duration = Duration::from_secs(1);
@@ -120,13 +124,17 @@ impl<K: Keeper> Worker<K> {
         let most = (self.settings.concurrency / 2).max(1);
         let lease = self.handler.kinds.longest_timeout() + self.handler.ledger.lease_margin();
         let mut at_once = false;
+        // What goes on by the clock is looked for at this pace, and what is let go more often.
+        let poll = self.handler.ledger.due_poll();
+        let mut looked_for_all = Instant::now();
         loop {
             if !at_once {
+                let letting_go = self.handler.is_letting_go();
                 tokio::select! {
                     biased;
                     () = self.stop.asked() => return,
                     () = self.handler.line.advanced() => {}
-                    () = sleep(self.handler.ledger.due_poll()) => {}
+                    () = sleep(if letting_go { poll.min(LETTING_GO) } else { poll }) => {}
                 }
             }
             if self.pauses.contains(&Reason::Postgres) {
@@ -149,6 +157,11 @@ impl<K: Keeper> Worker<K> {
                     () = self.pauses.until_without(&Reason::Operator) => continue,
                 }
             }
+            let for_all = at_once || looked_for_all.elapsed() >= poll;
+            let enough = if for_all { most } else { self.handler.may_let_go().min(most) };
+            if enough == 0 {
+                continue;
+            }
             let changes = self.pauses.changes();
             let Some(first) = self.slot().await else { return };
             if self.pauses.changes() != changes {
@@ -161,29 +174,29 @@ impl<K: Keeper> Worker<K> {
                     () = sleep(HEAD_START) => continue,
                 }
             }
+            if for_all {
+                looked_for_all = Instant::now();
+            }
             let mut slots = vec![first];
-            while slots.len() < most
+            while slots.len() < enough
                 && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned()
             {
                 slots.push(slot);
             }
-            let closed_to = self.handler.closed_to();
+            let ask = self.handler.ask(slots.len(), lease, fastrand::f64());
             let due = tokio::select! {
                 biased;
                 // What it has claimed by then comes back with its lease.
                 () = self.stop.forced() => return,
-                due = self.handler.ledger.due(slots.len(), &closed_to, lease) => due,
+                due = self.handler.ledger.due(&ask) => due,
             };
             let Ok(due) = due else {
                 at_once = false;
                 continue;
             };
             at_once = due.len() == slots.len();
-            for (due, slot) in due.into_iter().zip(slots) {
-                if due.crashes > 0 {
-                    metrics::taken_over();
-                }
-                self.begin(Started::Due(due), None, slot);
+            for (started, slot) in self.handler.brought_up(&ask, due).into_iter().zip(slots) {
+                self.begin(started, None, slot);
             }
         }
     }

@@ -8,6 +8,7 @@
 //! | [`demo`] | the worker at work, with trouble on the way |
 //! | [`recovery`] | how long it takes to go on after a server has come back |
 //! | [`order`] | that the order of a user's requests is kept, under kills |
+//! | [`storm`] | what a dependency in trouble costs those who do not need it |
 //! | [`mod@drill`] | `longshore drill` at full size, on servers that are restarted meanwhile |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
 //! | [`broken`] | that the tests notice when a rule is broken: patches, applied to a copy |
@@ -44,4 +45,5 @@ pub mod rabbit;
 pub mod recovery;
 mod server;
 pub mod services;
+pub mod storm;
 mod worker;

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use longshore_dev::{
-    bench, broken, compat, demo, drill, hold, order, recovery, services::Services, stub::Stub,
+    bench, broken, compat, demo, drill, hold, order, recovery, services::Services, storm,
+    stub::Stub,
 };
 
 /// Private servers for developing and testing Longshore.
@@ -53,6 +54,8 @@ enum Command {
     Order(order::Options),
     /// Measure how soon the worker goes on after its servers have come back.
     Recovery(recovery::Options),
+    /// Show what a dependency in trouble costs those who do not need it, and itself.
+    Storm(storm::Options),
     /// One of the ways that `bench` compares with; started by it.
     #[command(hide = true)]
     BenchPart {
@@ -136,6 +139,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Order(options) => {
             if !order::run(&options).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Storm(options) => {
+            if !storm::run(&options).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -1,7 +1,9 @@
 //! One dependency: its breaker, its limit and its client, behind one door.
 
+mod parked;
+
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -14,8 +16,9 @@ use super::{
     classify,
     client::Client,
     limit::{Limit, Place},
+    release::Release,
     standing::Standing,
-    tell,
+    tell, turn,
 };
 use crate::{
     outcome::{ErrorCode, Failure, StepError},
@@ -63,6 +66,9 @@ pub struct Dependency {
     timeout: Duration,
     limit: Limit,
     breaker: Mutex<Breaker>,
+    release: Mutex<Release>,
+    /// Requests that were let go and have not called yet.
+    coming: Arc<AtomicUsize>,
     /// What holds where nobody steers.
     configured: (Mode, usize),
 }
@@ -89,6 +95,8 @@ impl Dependency {
                 false => Limit::fixed(settings.max_in_flight),
             },
             breaker: Mutex::new(breaker),
+            release: Mutex::new(Release::new(settings.release.clone(), Instant::now())),
+            coming: Arc::default(),
             configured: (settings.breaker.mode, settings.max_in_flight),
         })
     }
@@ -156,7 +164,7 @@ impl Dependency {
         budget: Duration,
         work: impl Future<Output = Judged<T>>,
     ) -> Result<T, StepError> {
-        self.guarded(&format!("call to {}", self.name), false, budget, work).await
+        self.guarded(&format!("call to {}", self.name), false, budget, |_| work).await
     }
 
     /// See [`super::Downstream::call`].
@@ -170,7 +178,8 @@ impl Dependency {
         let what = format!("{} to {}", call.method, self.name);
         match self.client.prepare(call, request) {
             Ok(prepared) => {
-                self.guarded(&what, last, budget, self.client.send(&what, prepared)).await
+                let send = |time| self.client.send(&what, prepared, time);
+                self.guarded(&what, last, budget, send).await
             }
             Err(why) => {
                 metrics::call(&self.name, "refused", None);
@@ -185,12 +194,13 @@ impl Dependency {
         self.client.reach(self.timeout).await
     }
 
-    async fn guarded<T>(
+    /// `work` is begun with the time that it has.
+    async fn guarded<T, F: Future<Output = Judged<T>>>(
         &self,
         what: &str,
         last: bool,
         budget: Duration,
-        work: impl Future<Output = Judged<T>>,
+        work: impl FnOnce(Duration) -> F,
     ) -> Result<T, StepError> {
         if budget.is_zero() {
             return Err(classify::transient(
@@ -201,7 +211,7 @@ impl Dependency {
         let asked = Instant::now();
         let leave = self.admit(last, budget).await?;
         let time = budget.saturating_sub(asked.elapsed()).min(self.timeout);
-        let Judged { result, verdict } = match tokio::time::timeout(time, work).await {
+        let Judged { result, verdict } = match tokio::time::timeout(time, work(time)).await {
             Ok(judged) => judged,
             Err(_elapsed) => {
                 let whose =
@@ -219,16 +229,24 @@ impl Dependency {
     }
 
     /// A place under the limit first, so that no probe is spent on a call without one. Who finds
-    /// none waits in line for it, unless the breaker would refuse it anyway.
+    /// none waits in line for it, unless the breaker would refuse it anyway. While requests are
+    /// parked, who has just come goes behind them: it is no probe, takes no place of the second half,
+    /// and waits for none.
     async fn admit(&self, last: bool, budget: Duration) -> Result<Leave<'_>, StepError> {
+        let let_go = turn::arrives(&self.name);
+        let behind = let_go.is_none() && self.release().is_waiting();
         let not_admitted = |retry_in| {
             metrics::call(&self.name, "not_admitted", None);
             StepError::NotAdmitted { on: self.name.clone(), retry_in }
         };
         let chance = fastrand::f64();
         let place = match self.limit.try_take() {
+            Some(place) if behind && !self.is_spare() => {
+                drop(place);
+                None
+            }
             Some(place) => Some(place),
-            None if !self.admits() => None,
+            None if behind || !self.admits() => None,
             // No longer than half of its time, so that a place is worth having.
             None => tokio::time::timeout(LIMIT_WAIT.min(budget / 2), self.limit.take())
                 .await
@@ -239,7 +257,7 @@ impl Dependency {
             return Err(not_admitted(LIMIT_WAIT.mul_f64(0.5 + chance)));
         };
         let now = Instant::now();
-        let admitted = self.breaker().admit(last, now, chance);
+        let admitted = self.breaker().admit(last || behind, now, chance);
         match admitted {
             Ok(Admission { permit, transition, unenforced }) => {
                 tell::transition(&self.name, transition);
@@ -248,7 +266,12 @@ impl Dependency {
                 }
                 Ok(Leave { dependency: self, permit: Some(permit), since: now, place })
             }
-            Err(Refusal { retry_in }) => Err(not_admitted(retry_in)),
+            Err(Refusal { retry_in }) => {
+                if last && let_go.is_some() {
+                    self.release().turned_away(retry_in, now);
+                }
+                Err(not_admitted(retry_in))
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{Handler, holding::Held};
 use crate::{
     clock,
+    downstream::Coming,
     kind::Kind,
     ledger::{Due, Fence, Finish, Hold, Keeper, Verdict},
     outcome::Outcome,
@@ -20,7 +21,12 @@ pub(crate) enum Started {
     /// A message from the queue. Boxed, for it is handed on a few times.
     Delivered { message: Box<Message>, redelivered: bool },
     /// A row of the ledger, claimed already.
-    Due(Due),
+    Due {
+        /// The row.
+        due: Due,
+        /// Where it was let go for its dependency.
+        coming: Option<Coming>,
+    },
 }
 
 /// An attempt under way.
@@ -32,6 +38,7 @@ pub(crate) struct Attempt {
     pub(super) number: u32,
     pub(super) max: Option<u32>,
     source: &'static str,
+    let_go: bool,
     pub(super) redelivered: bool,
     /// Workers that vanished over it since an attempt last came to its end.
     pub(super) crashes: u32,
@@ -51,7 +58,8 @@ impl Attempt {
         let attempt = Self::fresh();
         match started {
             Started::Delivered { redelivered, .. } => Self { redelivered: *redelivered, ..attempt },
-            Started::Due(due) => Self {
+            Started::Due { due, coming } => Self {
+                let_go: coming.is_some(),
                 received_at: due.received_at,
                 fence: due.fence,
                 number: due.attempt,
@@ -81,6 +89,7 @@ impl Attempt {
             number: 1,
             max: None,
             source: "queue",
+            let_go: false,
             redelivered: false,
             crashes: 0,
             in_line: false,
@@ -106,6 +115,11 @@ impl Attempt {
     pub(super) fn is_malformed(&mut self, malformed: &Malformed) {
         self.malformed =
             Some((malformed.id.clone(), malformed.kind.clone(), malformed.user_id.clone()));
+    }
+
+    /// Whether its dependency has let it go.
+    pub(super) fn is_let_go(&self) -> bool {
+        self.let_go
     }
 
     /// From here on the ledger may hold a running row for it.
@@ -143,7 +157,7 @@ impl Attempt {
             wants_result: false,
             steps: None,
             // Bounded by the ledger's own statement timeout.
-            budget: Duration::MAX,
+            ends: None,
             received_at: self.received_at,
         }
     }
@@ -176,7 +190,7 @@ impl Attempt {
         }
         let (due_in, parked_on) = match outcome {
             Outcome::Retry { due_in, .. } => (Some(*due_in), None),
-            Outcome::Parked { on, due_in } => (Some(*due_in), Some(on.as_str())),
+            Outcome::Parked { on, due_in } => (*due_in, Some(on.as_str())),
             _ => (None, None),
         };
         let millis = |duration: Duration| duration.as_secs_f64() * 1_000.0;

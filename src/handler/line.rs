@@ -99,7 +99,7 @@ impl<K: Keeper> Handler<K> {
             Ok([Entered::Stands]) => {
                 metrics::entered(&kind.name, "elsewhere");
                 self.line.moved([request.user_id.as_str()]);
-                Outcome::Parked { on: ORDER.to_owned(), due_in: Duration::ZERO }
+                Outcome::Parked { on: ORDER.to_owned(), due_in: None }
             }
             Ok([Entered::Reused]) => self.reused(&request).await,
             Ok(_) => Outcome::Duplicate,

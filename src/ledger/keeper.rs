@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish, Finished, Lease, Ledger,
+    Ask, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish, Finished, Lease, Ledger,
     LedgerError, Whose,
 };
 use crate::{outcome::Failure, request::Message};
@@ -15,12 +15,7 @@ pub(crate) trait Keeper: Send + Sync + 'static {
 
     fn finish(&self, finish: Finish) -> impl Future<Output = Result<Finished, LedgerError>> + Send;
 
-    fn due(
-        &self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
-    ) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
+    fn due(&self, ask: &Ask) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
 
     fn renew(&self, held: &[Lease]) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
@@ -48,6 +43,8 @@ pub(crate) trait Keeper: Send + Sync + 'static {
 
     fn counts(&self) -> impl Future<Output = Result<Counts, LedgerError>> + Send;
 
+    fn let_go_strays(&self, on: &[&str]) -> impl Future<Output = Result<(), LedgerError>> + Send;
+
     fn due_poll(&self) -> Duration;
 
     fn probe_interval(&self) -> Duration;
@@ -64,13 +61,8 @@ impl Keeper for Ledger {
         self.finish(finish).await
     }
 
-    async fn due(
-        &self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
-    ) -> Result<Vec<Due>, LedgerError> {
-        self.due(limit, closed_to, lease).await
+    async fn due(&self, ask: &Ask) -> Result<Vec<Due>, LedgerError> {
+        self.due(ask).await
     }
 
     async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {
@@ -104,6 +96,10 @@ impl Keeper for Ledger {
 
     async fn counts(&self) -> Result<Counts, LedgerError> {
         self.counts().await
+    }
+
+    async fn let_go_strays(&self, on: &[&str]) -> Result<(), LedgerError> {
+        self.let_go_strays(on).await
     }
 
     fn due_poll(&self) -> Duration {

@@ -16,11 +16,18 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
-use super::{Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold, Lease, Verdict, session};
+use super::{
+    Ask, Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold, Lease, Verdict,
+    due::PROBES_OF, session,
+};
 use crate::{
+    clock,
     outcome::StepError,
     request::{Message, Request},
 };
+
+/// When something goes on that waits until it is let go.
+pub(crate) const NEVER: Duration = Duration::MAX;
 
 /// What tables there are.
 #[derive(Debug, Default)]
@@ -157,9 +164,13 @@ impl Model {
         let (state, due_in, parked_on, failure) = match &job.verdict {
             Verdict::Done => ("done", None, None, None),
             Verdict::Waiting { failure, due_in } => ("waiting", Some(*due_in), None, Some(failure)),
-            Verdict::Parked { on, due_in } => ("parked", Some(*due_in), Some(on.clone()), None),
+            Verdict::Parked { on, due_in } => ("parked", *due_in, Some(on.clone()), None),
             Verdict::Dead { failure } => ("dead", None, None, Some(failure)),
         };
+        let let_go = (state == "parked").then(|| match job.request.time_left(clock::now()) {
+            Some(left) => now + left + Duration::from_secs(1),
+            None => NEVER,
+        });
         let charged = i32::from(job.charged);
         let before = self.rows.get(&job.request.id);
         let row = Row {
@@ -171,7 +182,7 @@ impl Model {
             fence: job.hold.fence(),
             from_queue: before.is_none_or(|row| row.from_queue),
             worker: worker.to_owned(),
-            due_at: due_in.map(|due_in| now + due_in),
+            due_at: due_in.map(|due_in| now + due_in).or(let_go),
             parked_on,
             error_code: failure.map(|failure| failure.code.name()),
             result,
@@ -208,24 +219,36 @@ impl Model {
     /// DUE; the fences come from chance there, and from the caller here.
     pub(crate) fn due(
         &mut self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
+        ask: &Ask,
         worker: &str,
         now: Duration,
         mut fence: impl FnMut(&str) -> Fence,
     ) -> Vec<Due> {
+        let mut taken: Vec<String> = Vec::new();
+        for gate in &ask.gates {
+            let parked =
+                self.rows.iter().filter(|(_, row)| row.parked_on.as_ref() == Some(&gate.on));
+            let mut oldest: Vec<_> =
+                parked.map(|(id, row)| (row.received_at, row.attempt, id)).collect();
+            oldest.sort();
+            if gate.probes {
+                oldest.truncate(gate.most.max(PROBES_OF));
+                oldest.sort_by_key(|(received_at, attempt, _)| (*attempt, *received_at));
+            }
+            taken.extend(oldest.into_iter().take(gate.most).map(|(.., id)| id.clone()));
+        }
         let mut due: Vec<(Duration, String)> = self
             .rows
             .iter()
-            .filter(|(_, row)| row.is_open())
-            .filter(|(_, row)| row.parked_on.as_ref().is_none_or(|on| !closed_to.contains(on)))
+            .filter(|(id, row)| row.is_open() && !taken.contains(id))
             .filter_map(|(id, row)| Some((row.due_at.filter(|at| *at <= now)?, id.clone())))
             .collect();
         due.sort();
-        due.truncate(limit);
-        let claimed = due.into_iter().filter_map(|(_, id)| {
+        due.truncate(ask.limit.saturating_sub(taken.len()));
+        taken.extend(due.into_iter().map(|(_, id)| id));
+        let claimed = taken.into_iter().filter_map(|id| {
             let row = self.rows.get_mut(&id)?;
+            let parked_on = row.parked_on.take();
             let vanished = row.state == "running";
             row.attempt += i32::from(!vanished || row.alone);
             row.crashes = if vanished { row.crashes + 1 } else { 0 };
@@ -234,16 +257,14 @@ impl Model {
             row.from_queue = false;
             worker.clone_into(&mut row.worker);
             row.fence = fence(&id).0;
-            row.due_at = Some(now + lease);
-            row.parked_on = None;
+            row.due_at = Some(now + ask.lease);
             Some(Due::revive(
                 (Some(id), Some(row.request.kind.clone())),
                 row.request.message.clone(),
                 Fence(row.fence),
-                row.attempt,
-                row.crashes,
-                row.place.is_some(),
+                (row.attempt, row.crashes, row.place.is_some()),
                 row.received_at,
+                parked_on,
             ))
         });
         claimed.collect()

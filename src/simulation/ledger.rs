@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     ledger::{
-        Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish,
+        Ask, Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish,
         Finished, Hold, Keeper, Lanes, Lease, LedgerError, Outage, Verdict, Whose, file,
     },
     outcome::{ErrorCode, Failure, StepError},
@@ -75,16 +75,11 @@ impl Keeper for Memory {
         self.outage.noticed(file(&self.finishes, finish).await)
     }
 
-    async fn due(
-        &self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
-    ) -> Result<Vec<Due>, LedgerError> {
+    async fn due(&self, ask: &Ask) -> Result<Vec<Due>, LedgerError> {
         if self.process.is_stopping() {
             self.world.broke(format!("{} looks for due work in a drain", self.process.name));
         }
-        let (closed_to, worker) = (closed_to.to_vec(), self.process.name.clone());
+        let (ask, worker) = (ask.clone(), self.process.name.clone());
         let due = self
             .world
             .visit(
@@ -92,7 +87,7 @@ impl Keeper for Memory {
                 || "looks for due work".to_owned(),
                 move |state, now| {
                     let fence = |_: &str| Fence::new();
-                    Ok(state.model.due(limit, &closed_to, lease, &worker, now, fence))
+                    Ok(state.model.due(&ask, &worker, now, fence))
                 },
             )
             .await;
@@ -174,6 +169,12 @@ impl Keeper for Memory {
     async fn counts(&self) -> Result<Counts, LedgerError> {
         let counts = self.visit(|| "counts".to_owned(), |state, _| Ok(state.model.counts())).await;
         self.outage.noticed(counts)
+    }
+
+    async fn let_go_strays(&self, on: &[&str]) -> Result<(), LedgerError> {
+        // Here every worker has the same kinds.
+        self.world.broke(format!("{on:?} are taken for gates that are no more"));
+        Ok(())
     }
 
     fn due_poll(&self) -> Duration {

@@ -11,7 +11,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{ledger::Memory, line::Subscription, services, world::World};
 use crate::{
     handler::{Handler, Holding, Line, Suspects},
-    house::upkeep,
+    house::parked::{self, Bound},
     ledger::Fence,
     pause::{Pauses, Reason},
     queue::{
@@ -170,13 +170,10 @@ async fn run(
         counts_interval: Duration::from_secs(3),
         steering_interval: Duration::from_secs(1),
     };
-    let bounds = services::CALLING.map(|(_, name)| upkeep::Bound {
-        on: name.to_owned(),
-        reason: Reason::Breaker(name.to_owned()),
-        limit: world.plan.max_parked,
-    });
+    let bounds = services::CALLING
+        .map(|(_, name)| Bound::new(name, Reason::Breaker(name.to_owned()), world.plan.max_parked));
     let counting =
-        upkeep::count(Arc::clone(&handler), bounds.into(), settings.counts_interval, |_| {});
+        parked::keep(Arc::clone(&handler), bounds.into(), settings.counts_interval, |_| {});
     let renewing = Arc::clone(&handler);
     let lines = Arc::clone(&handler);
     let upkeep = [

@@ -34,6 +34,8 @@ pub(super) fn downstream(world: &World) -> Arc<Downstream> {
         adaptive: false,
         min_in_flight: 1,
         max_parked: world.plan.max_parked,
+        release: crate::downstream::release::Settings { rate: 5.0, growth: 2.0 },
+        budget_header: String::new(),
         headers: BTreeMap::new(),
         ca_file: None,
         breaker: breaker::Settings {

@@ -140,6 +140,8 @@ names! {
         "Calls to a dependency, from admission to the last byte";
     counter CALLS = "longshore_calls_total", Count, ["dependency", "result"],
         "Calls to a dependency: ok, refused, transient, not_admitted, cancelled";
+    counter LET_GO = "longshore_let_go_total", Count, ["dependency"],
+        "Parked requests that were let go on: probes, and what follows when the dependency has recovered";
     gauge CALLS_IN_FLIGHT = "longshore_calls_in_flight", Count, ["dependency"],
         "Calls under way to a dependency";
     gauge CALLS_LIMIT = "longshore_calls_limit", Count, ["dependency"],
@@ -320,6 +322,13 @@ pub fn call(dependency: &str, result: &'static str, took: Option<Duration>) {
     counter!(CALLS, "dependency" => dependency.to_owned(), "result" => result).increment(1);
     if let Some(took) = took {
         histogram!(CALL_DURATION, "dependency" => dependency.to_owned()).record(took.as_secs_f64());
+    }
+}
+
+/// So many requests that were parked on a dependency were let go on.
+pub fn let_go(dependency: &str, requests: u64) {
+    if requests > 0 {
+        counter!(LET_GO, "dependency" => dependency.to_owned()).increment(requests);
     }
 }
 

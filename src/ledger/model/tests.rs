@@ -13,7 +13,7 @@ use tokio_postgres::{Client, NoTls};
 
 use super::*;
 use crate::{
-    ledger::{Entry, Function, Ledger, LedgerError, PoolSettings, Settings, Whose},
+    ledger::{Entry, Function, Gate, Ledger, LedgerError, PoolSettings, Settings, Whose},
     outcome::{ErrorCode, Failure},
     pause::Pauses,
     request::{Properties, decode},
@@ -64,6 +64,12 @@ impl Pair {
         Duration::from_secs(100 + 10 * self.number)
     }
 
+    /// No two are the same to Postgres.
+    fn moment(&mut self) -> OffsetDateTime {
+        self.number += 1;
+        OffsetDateTime::UNIX_EPOCH + Duration::from_secs(self.number)
+    }
+
     /// A request of one of few ids, with one of few bodies.
     fn request(&mut self) -> Arc<Request> {
         let number = self.chance.u8(..6);
@@ -111,11 +117,8 @@ impl Pair {
 
     /// At least so many that the last one is not chosen among several that are due at one instant:
     /// which of them comes first is nobody's promise.
-    fn untied(&self, limit: usize, closed: &[String]) -> usize {
-        let rows = self.model.rows.values();
-        let admitted =
-            rows.filter(|row| row.parked_on.as_ref().is_none_or(|on| !closed.contains(on)));
-        let mut due: Vec<_> = admitted.filter_map(|row| row.due_at).collect();
+    fn untied(&self, limit: usize) -> usize {
+        let mut due: Vec<_> = self.model.rows.values().filter_map(|row| row.due_at).collect();
         due.sort();
         (limit..due.len()).find(|at| due[at - 1] != due[*at]).unwrap_or(due.len().max(limit))
     }
@@ -131,7 +134,7 @@ impl Pair {
                     let fresh = self.chance.u8(..3) > 0;
                     let fence = if fresh { Fence::new() } else { self.fence(&request.id) };
                     let (redelivered, lease) = (self.chance.bool(), self.time());
-                    let received_at = OffsetDateTime::now_utc();
+                    let received_at = self.moment();
                     claims.push(Claim { request, fence, redelivered, lease, received_at });
                 }
                 let theirs = join_all(claims.iter().map(|claim| ledger.claim(claim.clone()))).await;
@@ -166,21 +169,38 @@ impl Pair {
                 format!("{worker} finishes {}: {theirs:?}", finishes.len())
             }
             13 | 14 => {
-                let limit = self.chance.usize(1..=4);
-                let closed = if self.chance.bool() { vec!["bank".to_owned()] } else { Vec::new() };
-                let limit = self.untied(limit, &closed);
-                let lease = self.time();
-                let theirs = ledger.due(limit, &closed, lease).await.unwrap();
+                let gates: Vec<Gate> = match self.chance.u8(..3) {
+                    0 => Vec::new(),
+                    some => {
+                        let (most, probes) = (self.chance.usize(0..=2), some == 1);
+                        vec![Gate { on: "bank".to_owned(), most, probes }]
+                    }
+                };
+                let parked = |gate: &Gate| {
+                    let rows = self.model.rows.values();
+                    rows.filter(|row| row.parked_on.as_ref() == Some(&gate.on)).count()
+                };
+                let limit = match gates.first() {
+                    None => {
+                        let limit = self.chance.usize(1..=4);
+                        self.untied(limit)
+                    }
+                    // Nothing is left for what is due.
+                    Some(gate) if parked(gate) >= gate.most => gate.most,
+                    Some(_) => 1_000,
+                };
+                let ask = Ask { limit, gates, lease: self.time() };
+                let theirs = ledger.due(&ask).await.unwrap();
                 let said = |due: &[Due]| {
                     let each = due.iter().map(|due| {
                         let id = due.request.as_ref().unwrap().id.clone();
-                        (id, (due.fence.0, due.attempt, due.crashes))
+                        (id, (due.fence.0, due.attempt, due.crashes, due.parked_on.clone()))
                     });
                     each.collect::<BTreeMap<_, _>>()
                 };
                 let theirs = said(&theirs);
                 let fence = |id: &str| Fence(theirs.get(id).map_or(0, |(fence, ..)| *fence));
-                let ours = self.model.due(limit, &closed, lease, worker, now, fence);
+                let ours = self.model.due(&ask, worker, now, fence);
                 assert_eq!(said(&ours), theirs);
                 format!("{worker} takes due {theirs:?}")
             }
@@ -243,13 +263,14 @@ impl Pair {
     fn finish_of(&mut self, request: Arc<Request>) -> Finish {
         let fence = self.fence(&request.id);
         let failure = Failure::new(ErrorCode::CallFailed, "it failed");
-        let due_in = self.time();
+        let (due_in, received_at) = (self.time(), self.moment());
         let verdict = match self.chance.u8(..7) {
             0..=2 => Verdict::Done,
             3 => Verdict::Waiting { failure, due_in },
-            4 | 5 => {
-                Verdict::Parked { on: ["bank", "stop"][self.chance.usize(..2)].to_owned(), due_in }
-            }
+            4 | 5 => match self.chance.bool() {
+                true => Verdict::Parked { on: "bank".to_owned(), due_in: None },
+                false => Verdict::Parked { on: "stop".to_owned(), due_in: Some(due_in) },
+            },
             _ => Verdict::Dead { failure },
         };
         let hold = if self.chance.u8(..3) == 0 { Hold::Fresh(fence) } else { Hold::Claimed(fence) };
@@ -261,8 +282,8 @@ impl Pair {
             response: None,
             wants_result: self.chance.bool(),
             steps: None,
-            budget: Duration::MAX,
-            received_at: OffsetDateTime::now_utc(),
+            ends: None,
+            received_at,
         }
     }
 
