@@ -133,7 +133,8 @@ impl<K: Keeper> Worker<K> {
                 tokio::select! {
                     biased;
                     () = self.stop.asked() => return,
-                    () = self.handler.line.advanced() => {}
+                    // Somebody is first in a line now, and goes on by the clock.
+                    () = self.handler.line.advanced() => at_once = true,
                     () = sleep(if letting_go { poll.min(LETTING_GO) } else { poll }) => {}
                 }
             }
