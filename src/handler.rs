@@ -4,7 +4,9 @@
 //! [`crate::outcome`]. An outcome that acknowledges is named only after the ledger has committed.
 
 mod attempt;
+mod gate;
 mod holding;
+mod pull;
 mod reply;
 mod suspects;
 mod write;
@@ -18,6 +20,7 @@ use tokio::time::Instant;
 use self::write::unwritten;
 pub(crate) use self::{
     attempt::{Attempt, Started},
+    gate::{Gate, Slot},
     holding::Holding,
     suspects::Suspects,
 };
@@ -44,20 +47,26 @@ pub(crate) struct Handler<K: Keeper = Ledger> {
     pub(crate) pauses: Pauses,
     pub(crate) holding: Holding,
     pub(crate) suspects: Suspects,
+    pub(crate) gate: Gate,
     /// Larger bodies are not read.
     pub(crate) max_message_bytes: usize,
 }
 
 impl<K: Keeper> Handler<K> {
     /// Works one request to its outcome. `attempt` learns on the way what the log line and an
-    /// interruption need to know.
-    pub(crate) async fn handle(&self, started: Started, attempt: &mut Attempt) -> Outcome {
+    /// interruption need to know; `slot` is put back while it waits for a limit.
+    pub(crate) async fn handle(
+        &self,
+        started: Started,
+        slot: &mut Slot,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         match started {
             Started::Delivered { message, redelivered } => {
-                self.delivered(message, redelivered, attempt).await
+                self.delivered(message, redelivered, slot, attempt).await
             }
             Started::Due(due) => match due.request {
-                Ok(request) => Box::pin(self.claimed(request, attempt)).await,
+                Ok(request) => Box::pin(self.brought_up(request, slot, attempt)).await,
                 Err(refused) => {
                     let (malformed, message) = *refused;
                     Box::pin(self.refuse(malformed, message, Hold::Claimed(due.fence), attempt))
@@ -71,6 +80,7 @@ impl<K: Keeper> Handler<K> {
         &self,
         message: Box<Message>,
         redelivered: bool,
+        slot: &mut Slot,
         attempt: &mut Attempt,
     ) -> Outcome {
         let size = message.body.len();
@@ -104,6 +114,21 @@ impl<K: Keeper> Handler<K> {
             // `before` has refused it.
             return Outcome::GivenBack { why: GiveBack::Stop };
         };
+        let _entry = if self.is_limited(kind) {
+            let fresh = Hold::Fresh(attempt.fence);
+            match Box::pin(self.enter(kind, &request, fresh, slot, attempt)).await {
+                Ok(entry) => Some(entry),
+                Err(outcome) => return outcome,
+            }
+        } else {
+            None
+        };
+        if attempt.limit.is_some()
+            && let Some(late) = self.before(&request, clock::now())
+        {
+            let fresh = Hold::Fresh(attempt.fence);
+            return Box::pin(self.settle_unstarted(request, late, fresh, attempt)).await;
+        }
         // What came before is claimed before it runs, whatever its kind: should it kill the process
         // again, that is counted.
         if kind.has_call() || redelivered {
@@ -169,6 +194,28 @@ impl<K: Keeper> Handler<K> {
         // Due at once, in the order of coming, as soon as the kind goes on.
         let due_in = Duration::ZERO;
         kind.is_paused().then(|| Verdict::Parked { on: kind.parked_on(), due_in })
+    }
+
+    /// A request that the ledger brought up.
+    async fn brought_up(
+        &self,
+        request: Arc<Request>,
+        slot: &mut Slot,
+        attempt: &mut Attempt,
+    ) -> Outcome {
+        attempt.is_of(&request);
+        let hold = Hold::Claimed(attempt.fence);
+        if let Some(early) = self.before(&request, clock::now()) {
+            return self.settle_unstarted(request, early, hold, attempt).await;
+        }
+        let _entry = match self.kinds.get(&request.kind).filter(|kind| self.is_limited(kind)) {
+            Some(kind) => match self.enter(kind, &request, hold, slot, attempt).await {
+                Ok(entry) => Some(entry),
+                Err(outcome) => return outcome,
+            },
+            None => None,
+        };
+        self.claimed(request, attempt).await
     }
 
     /// A request with a running row of ours.

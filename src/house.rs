@@ -13,7 +13,7 @@ use crate::{
     admin::{self, Admin},
     config::Config,
     downstream::Downstream,
-    handler::{Handler, Holding, Suspects},
+    handler::{Gate, Handler, Holding, Suspects},
     kind::{self, Kinds},
     ledger::{Ledger, LedgerError, Schema},
     pause::{Pauses, Reason},
@@ -156,6 +156,7 @@ async fn work(
         pauses: pauses.clone(),
         holding: Holding::default(),
         suspects: Suspects::default(),
+        gate: Gate::new(config.worker.slots(config.worker.user_share), config.may_wait()),
         max_message_bytes: config.worker.max_message_bytes,
     });
     let worker = Worker::new(handler.clone(), config.worker.clone(), pauses, stop.clone());

@@ -1,7 +1,8 @@
 //! The ledger: the one place that knows Postgres, and the memory of what became of every request.
 //!
 //! [`Ledger::claim`] takes a request before it is called, [`Ledger::finish`] applies it and writes
-//! its row in one transaction, [`Ledger::due`] brings up what has come due. Claims and finishes
+//! its row in one transaction, [`Ledger::due`] brings up what has come due,
+//! [`Ledger::limited`] what a limit has room for again. Claims and finishes
 //! that arrive together share a transaction (`lanes`), and nothing outside this room notices.
 
 mod check;
@@ -12,6 +13,7 @@ mod finish;
 mod keep;
 mod keeper;
 mod lanes;
+mod limited;
 mod migrations;
 #[cfg(test)]
 pub(crate) mod model;
@@ -35,6 +37,7 @@ pub use error::{LedgerError, step_error};
 pub use finish::{Finish, Finished, Hold, Verdict};
 pub use keep::Counts;
 pub(crate) use keeper::Keeper;
+pub use limited::OfUsers;
 pub use migrations::Schema;
 pub use settings::{PoolSettings, Settings};
 pub use sql::{Function, is_function_name};
@@ -84,6 +87,9 @@ struct Statements {
     due: String,
     renew: String,
     suspect: String,
+    limited: String,
+    of_users: String,
+    tokens: String,
     unreadable: String,
     counts: String,
     prune: [String; 2],
@@ -118,6 +124,9 @@ impl Ledger {
             due: sql::in_schema(due::DUE, schema),
             renew: sql::in_schema(due::RENEW, schema),
             suspect: sql::in_schema(suspect::SUSPECT, schema),
+            limited: sql::in_schema(limited::LIMITED, schema),
+            of_users: sql::in_schema(limited::OF_USERS, schema),
+            tokens: sql::in_schema(limited::TOKENS, schema),
             unreadable: sql::in_schema(keep::UNREADABLE, schema),
             counts: sql::in_schema(keep::COUNTS, schema),
             prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),

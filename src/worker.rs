@@ -8,7 +8,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 use tracing::error;
@@ -17,7 +17,7 @@ use self::drain::Tally;
 pub use self::{drain::Drained, settings::Settings};
 use crate::{
     fail,
-    handler::{Attempt, Handler, Started},
+    handler::{Attempt, Handler, Slot, Started},
     ledger::{Keeper, Ledger},
     outcome::{ErrorCode, Failure, GiveBack, Outcome},
     pause::{Pauses, Reason},
@@ -32,6 +32,12 @@ const PUT_DOWN: Duration = Duration::from_secs(2);
 /// How long after Postgres' return due work is left alone.
 const HEAD_START: Duration = Duration::from_secs(1);
 
+/// How long due work that is behind waits for further slots while it has one.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// How long after a limit has room what is parked on it is left alone: more may come.
+const ROOM: Duration = Duration::from_millis(5);
+
 /// Takes requests as long as nobody asks to stop, and works each in a task of its own.
 pub(crate) struct Worker<K: Keeper = Ledger> {
     pub(crate) handler: Arc<Handler<K>>,
@@ -39,6 +45,8 @@ pub(crate) struct Worker<K: Keeper = Ledger> {
     pub(crate) pauses: Pauses,
     pub(crate) stop: Stop,
     pub(crate) slots: Arc<Semaphore>,
+    /// As many as due work may hold of them.
+    due_share: Arc<Semaphore>,
     tasks: TaskTracker,
     tally: Arc<Tally>,
 }
@@ -51,12 +59,14 @@ impl<K: Keeper> Worker<K> {
         stop: Stop,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(settings.concurrency));
+        let share = settings.slots(settings.due_share).unwrap_or(settings.concurrency);
         Self {
             handler,
             settings,
             pauses,
             stop,
             slots,
+            due_share: Arc::new(Semaphore::new(share)),
             tasks: TaskTracker::new(),
             tally: Arc::default(),
         }
@@ -86,6 +96,7 @@ impl<K: Keeper> Worker<K> {
                 }
             }
             let Some(slot) = self.slot().await else { break };
+            let slot = Slot::new(slot, None);
             // What lies ready is taken without the ado of waiting.
             let ready = if self.pauses.is_paused() { None } else { inbox.ready() };
             let delivery = match ready {
@@ -109,17 +120,18 @@ impl<K: Keeper> Worker<K> {
     }
 
     /// Due work walks the same way. It waits in line for its first slot like every delivery does,
-    /// and takes at most half of the slots at a time: neither can starve the other.
+    /// and holds no more than its share of the slots: neither can starve the other.
     async fn take_due(&self) {
-        let most = (self.settings.concurrency / 2).max(1);
         let lease = self.handler.kinds.longest_timeout() + self.handler.ledger.lease_margin();
         let mut at_once = false;
         loop {
+            let mut limited = false;
             if !at_once {
                 tokio::select! {
                     biased;
                     () = self.stop.asked() => return,
                     () = sleep(self.handler.ledger.due_poll()) => {}
+                    () = self.room() => limited = true,
                 }
             }
             if self.pauses.contains(&Reason::Postgres) {
@@ -143,10 +155,11 @@ impl<K: Keeper> Worker<K> {
                 }
             }
             let changes = self.pauses.changes();
+            let Some(share) = self.permit(&self.due_share).await else { return };
             let Some(first) = self.slot().await else { return };
             if self.pauses.changes() != changes {
                 // The wait may have lasted through an outage: see above.
-                drop(first);
+                drop((first, share));
                 at_once = false;
                 tokio::select! {
                     biased;
@@ -154,18 +167,30 @@ impl<K: Keeper> Worker<K> {
                     () = sleep(HEAD_START) => continue,
                 }
             }
-            let mut slots = vec![first];
-            while slots.len() < most
-                && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned()
-            {
-                slots.push(slot);
+            let mut slots = vec![Slot::new(first, Some(share))];
+            let until = Instant::now() + GATHER;
+            while let Ok(share) = Arc::clone(&self.due_share).try_acquire_owned() {
+                let slot = match Arc::clone(&self.slots).try_acquire_owned() {
+                    Ok(slot) => slot,
+                    // In line with the deliveries, so that each gets one in turn.
+                    Err(_) if at_once => {
+                        match timeout_at(until, Arc::clone(&self.slots).acquire_owned()).await {
+                            Ok(Ok(slot)) => slot,
+                            _ => break,
+                        }
+                    }
+                    Err(_) => break,
+                };
+                slots.push(Slot::new(slot, Some(share)));
             }
-            let closed_to = self.handler.closed_to();
+            if self.stop.is_asked() {
+                return;
+            }
             let due = tokio::select! {
                 biased;
                 // What it has claimed by then comes back with its lease.
                 () = self.stop.forced() => return,
-                due = self.handler.ledger.due(slots.len(), &closed_to, lease) => due,
+                due = self.handler.due(slots.len(), limited, lease) => due,
             };
             let Ok(due) = due else {
                 at_once = false;
@@ -181,26 +206,36 @@ impl<K: Keeper> Worker<K> {
         }
     }
 
+    /// Completes when a limit may have room for what is parked on it.
+    async fn room(&self) {
+        self.handler.gate.room().await;
+        sleep(ROOM).await;
+    }
+
     /// A slot, or nothing when a stop is asked for first.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        self.permit(&self.slots).await
+    }
+
+    async fn permit(&self, of: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
         if !self.stop.is_asked()
-            && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned()
+            && let Ok(permit) = Arc::clone(of).try_acquire_owned()
         {
-            return Some(slot);
+            return Some(permit);
         }
         tokio::select! {
             biased;
             () = self.stop.asked() => None,
-            slot = Arc::clone(&self.slots).acquire_owned() => slot.ok(),
+            permit = Arc::clone(of).acquire_owned() => permit.ok(),
         }
     }
 
-    fn begin(&self, started: Started, ticket: Option<Ticket>, slot: OwnedSemaphorePermit) {
+    fn begin(&self, started: Started, ticket: Option<Ticket>, mut slot: Slot) {
         let handler = Arc::clone(&self.handler);
         let (stop, tally) = (self.stop.clone(), Arc::clone(&self.tally));
         // Boxed here: on its way into its task it would be copied more than once.
         self.tasks.spawn(Box::pin(async move {
-            let outcome = work(&handler, started, &stop, &tally).await;
+            let outcome = work(&handler, started, &mut slot, &stop, &tally).await;
             if let Some(ticket) = ticket {
                 fail::at("before_ack", [""]);
                 ticket.settle(outcome.settlement());
@@ -235,13 +270,14 @@ impl<K: Keeper> Worker<K> {
 async fn work(
     handler: &Handler<impl Keeper>,
     started: Started,
+    slot: &mut Slot,
     stop: &Stop,
     tally: &Tally,
 ) -> Outcome {
     let mut attempt = Attempt::new(&started, handler);
     let worked = tokio::select! {
         biased;
-        worked = AssertUnwindSafe(handler.handle(started, &mut attempt)).catch_unwind() => Some(worked),
+        worked = AssertUnwindSafe(handler.handle(started, slot, &mut attempt)).catch_unwind() => Some(worked),
         () = stop.forced() => None,
     };
     let outcome = match worked {
@@ -258,6 +294,7 @@ async fn work(
                 .unwrap_or(Outcome::GivenBack { why: GiveBack::Stop })
         }
     };
+    handler.became(&outcome);
     tally.ended(&outcome);
     attempt.ended(&outcome, attempt.kind().and_then(|kind| handler.kinds.get(kind)));
     outcome

@@ -13,19 +13,19 @@ use super::{
     breaker::{Admission, Breaker, Permit, Refusal, Verdict},
     classify,
     client::Client,
-    limit::{Limit, Place},
     standing::Standing,
     tell,
 };
 use crate::{
+    limit::{AT_THE_LATEST, Bounds, Limit, PerSecond, Place},
     outcome::{ErrorCode, Failure, StepError},
     request::Request,
     steer::Mode,
     telemetry::metrics,
 };
 
-/// How long a call waits for a place when `max_in_flight` others are under way, and how long it is
-/// sent away, before that is spread, when it got none.
+/// How long a call that was begun waits for a place when `max_in_flight` others are under way, or for
+/// a token.
 const LIMIT_WAIT: Duration = Duration::from_secs(1);
 
 /// A call that was given less than this part of the dependency's timeout and ran out of it says
@@ -62,6 +62,8 @@ pub struct Dependency {
     client: Client,
     timeout: Duration,
     limit: Limit,
+    /// The door before the calls: rooms for those under way, and for as many that come next.
+    bounds: Bounds,
     breaker: Mutex<Breaker>,
     /// What holds where nobody steers.
     configured: (Mode, usize),
@@ -88,6 +90,12 @@ impl Dependency {
                 }
                 false => Limit::fixed(settings.max_in_flight),
             },
+            bounds: Bounds::new(
+                &format!("dependency:{name}"),
+                Some(2 * settings.max_in_flight),
+                PerSecond::of(settings.rate, settings.burst),
+                settings.when_full,
+            ),
             breaker: Mutex::new(breaker),
             configured: (settings.breaker.mode, settings.max_in_flight),
         })
@@ -109,15 +117,34 @@ impl Dependency {
         self.breaker().admits(Instant::now())
     }
 
+    /// Its limits, as those see them who have not begun yet: twice as many as may be under way at
+    /// once are let in, so that a call is ready when another ends and the slots are not held by more.
+    pub(crate) fn bounds(&self) -> &Bounds {
+        self.bounds.set_most(Some(2 * self.limit.wanted()));
+        &self.bounds
+    }
+
+    /// How many of those that are parked on its limits are to be brought up now.
+    pub(crate) fn room(&self) -> usize {
+        let free = self.limit.wanted().saturating_sub(self.limit.taken());
+        if free > 0 && self.admits() { self.bounds().room() } else { 0 }
+    }
+
     /// How it stands now.
     pub fn standing(&self) -> Standing {
         let numbers = self.breaker().numbers(Instant::now());
-        Standing::new(numbers, self.limit.taken(), self.limit.wanted())
+        Standing::new(numbers, self.limit.taken(), self.limit.wanted(), self.bounds.standing())
     }
 
     /// Steers it: who decides about its breaker, and how many calls may be under way at once.
-    /// `None` is what the settings say. Returns what was changed, name and new value.
-    pub fn steer(&self, mode: Option<Mode>, limit: Option<usize>) -> Vec<(&'static str, String)> {
+    /// how many may be begun a second. `None` is what the settings say. Returns what was changed, name
+    /// and new value.
+    pub fn steer(
+        &self,
+        mode: Option<Mode>,
+        limit: Option<usize>,
+        rate: Option<f64>,
+    ) -> Vec<(&'static str, String)> {
         let mut changed = Vec::new();
         let (mode, limit) = (mode.unwrap_or(self.configured.0), limit.unwrap_or(self.configured.1));
         let (before, transition) = {
@@ -132,6 +159,10 @@ impl Dependency {
         if self.limit.most() != limit {
             self.limit.set(limit);
             changed.push(("limit", limit.to_string()));
+        }
+        if self.bounds.steer(Some(2 * self.limit.wanted()), rate).1 {
+            let now = self.bounds.rate().per();
+            changed.push(("rate", now.map_or("none".to_owned(), |per| per.rate.to_string())));
         }
         changed
     }
@@ -156,7 +187,16 @@ impl Dependency {
         budget: Duration,
         work: impl Future<Output = Judged<T>>,
     ) -> Result<T, StepError> {
-        self.guarded(&format!("call to {}", self.name), false, budget, work).await
+        let asked = Instant::now();
+        let what = format!("call to {}", self.name);
+        let patience = LIMIT_WAIT.min(budget / 2);
+        if self.bounds.rate().per().is_some()
+            && self.admits()
+            && tokio::time::timeout(patience, self.bounds.rate().take(true)).await.is_err()
+        {
+            return Err(self.full());
+        }
+        self.guarded(&what, false, budget.saturating_sub(asked.elapsed()), work).await
     }
 
     /// See [`super::Downstream::call`].
@@ -236,7 +276,7 @@ impl Dependency {
                 .flatten(),
         };
         let Some(place) = place else {
-            return Err(not_admitted(LIMIT_WAIT.mul_f64(0.5 + chance)));
+            return Err(self.full());
         };
         let now = Instant::now();
         let admitted = self.breaker().admit(last, now, chance);
@@ -250,6 +290,12 @@ impl Dependency {
             }
             Err(Refusal { retry_in }) => Err(not_admitted(retry_in)),
         }
+    }
+
+    /// It is brought up again when there is room.
+    fn full(&self) -> StepError {
+        metrics::call(&self.name, "not_admitted", None);
+        StepError::NotAdmitted { on: self.bounds.on().to_owned(), retry_in: AT_THE_LATEST }
     }
 
     fn record(&self, permit: Permit, verdict: Verdict) {

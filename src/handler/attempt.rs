@@ -39,6 +39,11 @@ pub(crate) struct Attempt {
     held: Option<(Arc<Request>, Option<Held>)>,
     request: Option<Arc<Request>>,
     malformed: Option<(Option<String>, Option<String>, Option<String>)>,
+    /// It was parked on a limit that has room now.
+    pub(super) pulled: bool,
+    /// The limit that it found full, and how long it waited for it.
+    pub(super) limited_by: Option<String>,
+    pub(super) limit: Option<Duration>,
     pub(super) claim: Option<Duration>,
     pub(super) call: Option<Duration>,
     pub(super) finish: Option<Duration>,
@@ -58,6 +63,9 @@ impl Attempt {
             held: None,
             request: None,
             malformed: None,
+            pulled: false,
+            limited_by: None,
+            limit: None,
             claim: None,
             call: None,
             finish: None,
@@ -69,6 +77,7 @@ impl Attempt {
                 fence: due.fence,
                 number: due.attempt,
                 source: "due",
+                pulled: due.pulled.is_some(),
                 crashes: due.crashes,
                 held: due.request.as_ref().ok().map(|request| {
                     let lease = handler.lease(&request.kind);
@@ -177,6 +186,8 @@ impl Attempt {
             source: self.source,
             age_ms: u64::try_from(age.as_millis()).ok(),
             duration_ms: millis(took),
+            limited_by: self.limited_by.as_deref(),
+            limit_ms: self.limit.map(millis),
             claim_ms: self.claim.map(millis),
             call_ms: self.call.map(millis),
             finish_ms: self.finish.map(millis),

@@ -20,6 +20,7 @@ use crate::{
     downstream::Dependency,
     handler::Handler,
     ledger::{Counts, Keeper},
+    limit::PARKED_ON,
     pause::{Pauses, Reason},
     queue::Status,
     stop::Stop,
@@ -97,7 +98,18 @@ pub(super) fn start(
         reason: Reason::Kind(kind.name.clone()),
         limit: kind.max_parked,
     });
-    let bounds = dependencies.chain(kinds).collect();
+    // The same bounds for what is parked on a limit of theirs.
+    let limits =
+        config.dependencies.iter().map(|(name, it)| (format!("dependency:{name}"), it.max_parked));
+    let limits =
+        limits.chain(handler.kinds.iter().map(|it| (format!("kind:{}", it.name), it.max_parked)));
+    let limits = limits.chain([("user".to_owned(), config.worker.max_parked)]);
+    let limits = limits.map(|(of, limit)| Bound {
+        on: format!("{PARKED_ON}{of}"),
+        reason: Reason::Limit(of),
+        limit,
+    });
+    let bounds = dependencies.chain(kinds).chain(limits).collect();
     tasks.spawn(tell_pauses(house.pauses.clone()));
     tasks.spawn(Arc::clone(&helm).follow(config.worker.steering_interval));
     let told = move |counts: &Counts| helm.counted(counts);
@@ -106,6 +118,8 @@ pub(super) fn start(
         tasks.spawn(compare_limits(queue.clone(), config.worker.max_message_bytes));
     }
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
+    let tokens = Arc::clone(&handler);
+    tasks.spawn(async move { tokens.fetch_tokens().await });
     tasks.spawn(async move { handler.renew_leases().await });
     tasks
 }
@@ -173,6 +187,7 @@ pub(crate) async fn count<K: Keeper>(
         }
         let Ok(counts) = handler.ledger.counts().await else { continue };
         export(&counts, &mut seen);
+        handler.counted(&counts);
         tell(&counts);
         for bound in &bounds {
             let parked =

@@ -25,6 +25,8 @@ pub struct Due {
     pub crashes: u32,
     /// When it was first received.
     pub received_at: OffsetDateTime,
+    /// The limit that it was parked on, where it was brought up because that had room.
+    pub pulled: Option<String>,
 }
 
 impl Ledger {
@@ -105,23 +107,27 @@ impl Due {
             attempt: u32::try_from(attempt).unwrap_or_default(),
             crashes: u32::try_from(crashes).unwrap_or_default(),
             received_at,
+            pulled: None,
         }
     }
 }
 
-fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
+pub(super) fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
     let properties: Option<String> = row.try_get(5)?;
     let properties: Properties =
         properties.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let message = Message { body: Bytes::from(row.try_get::<_, Vec<u8>>(4)?), properties };
-    Ok(Due::revive(
+    let due = Due::revive(
         (row.try_get(0).ok(), row.try_get(1).ok()),
         message,
         Fence(row.try_get(2)?),
         row.try_get(3)?,
         row.try_get(6)?,
         row.try_get(7)?,
-    ))
+    );
+    // Only what was parked on a limit says so.
+    let pulled = if row.len() > 8 { row.try_get(8)? } else { None };
+    Ok(Due { pulled, ..due })
 }
 
 /// A due row that was running had its lease expire: its worker vanished, and the attempt is charged

@@ -3,8 +3,14 @@
 
 use std::time::Duration;
 
-use super::{Claim, Claimed, Counts, Due, Fence, Finish, Finished, Lease, Ledger, LedgerError};
-use crate::{outcome::Failure, request::Message};
+use super::{
+    Claim, Claimed, Counts, Due, Fence, Finish, Finished, Lease, Ledger, LedgerError, OfUsers,
+};
+use crate::{
+    limit::{Ask, Grant},
+    outcome::Failure,
+    request::Message,
+};
 
 /// See the methods of [`Ledger`] of the same names.
 pub(crate) trait Keeper: Send + Sync + 'static {
@@ -18,6 +24,24 @@ pub(crate) trait Keeper: Send + Sync + 'static {
         closed_to: &[String],
         lease: Duration,
     ) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
+
+    fn limited(
+        &self,
+        wanted: &[(String, usize)],
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
+
+    fn of_users(
+        &self,
+        wanted: &OfUsers,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
+
+    fn tokens(
+        &self,
+        bucket: &str,
+        ask: Ask,
+    ) -> impl Future<Output = Result<Grant, LedgerError>> + Send;
 
     fn renew(&self, held: &[Lease]) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
@@ -59,6 +83,22 @@ impl Keeper for Ledger {
         lease: Duration,
     ) -> Result<Vec<Due>, LedgerError> {
         self.due(limit, closed_to, lease).await
+    }
+
+    async fn limited(
+        &self,
+        wanted: &[(String, usize)],
+        lease: Duration,
+    ) -> Result<Vec<Due>, LedgerError> {
+        self.limited(wanted, lease).await
+    }
+
+    async fn of_users(&self, wanted: &OfUsers, lease: Duration) -> Result<Vec<Due>, LedgerError> {
+        self.of_users(wanted, lease).await
+    }
+
+    async fn tokens(&self, bucket: &str, ask: Ask) -> Result<Grant, LedgerError> {
+        self.tokens(bucket, ask).await
     }
 
     async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {

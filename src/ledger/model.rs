@@ -15,8 +15,11 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
-use super::{Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold, Lease, Verdict, session};
+use super::{
+    Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold, Lease, OfUsers, Verdict, session,
+};
 use crate::{
+    limit::USER,
     outcome::StepError,
     request::{Message, Request},
 };
@@ -215,28 +218,97 @@ impl Model {
             .collect();
         due.sort();
         due.truncate(limit);
-        let claimed = due.into_iter().filter_map(|(_, id)| {
-            let row = self.rows.get_mut(&id)?;
-            let vanished = row.state == "running";
-            row.attempt += i32::from(!vanished || row.alone);
-            row.crashes = if vanished { row.crashes + 1 } else { 0 };
-            row.alone = false;
-            row.state = "running";
-            row.from_queue = false;
-            worker.clone_into(&mut row.worker);
-            row.fence = fence(&id).0;
-            row.due_at = Some(now + lease);
-            row.parked_on = None;
-            Some(Due::revive(
-                (Some(id), Some(row.request.kind.clone())),
-                row.request.message.clone(),
-                Fence(row.fence),
-                row.attempt,
-                row.crashes,
-                row.received_at,
-            ))
-        });
-        claimed.collect()
+        due.into_iter()
+            .filter_map(|(_, id)| self.bring_up(&id, lease, worker, now, &mut fence))
+            .collect()
+    }
+
+    fn bring_up(
+        &mut self,
+        id: &str,
+        lease: Duration,
+        worker: &str,
+        now: Duration,
+        fence: &mut impl FnMut(&str) -> Fence,
+    ) -> Option<Due> {
+        let row = self.rows.get_mut(id)?;
+        let vanished = row.state == "running";
+        row.attempt += i32::from(!vanished || row.alone);
+        row.crashes = if vanished { row.crashes + 1 } else { 0 };
+        row.alone = false;
+        row.state = "running";
+        row.from_queue = false;
+        worker.clone_into(&mut row.worker);
+        row.fence = fence(id).0;
+        row.due_at = Some(now + lease);
+        row.parked_on = None;
+        Some(Due::revive(
+            (Some(id.to_owned()), Some(row.request.kind.clone())),
+            row.request.message.clone(),
+            Fence(row.fence),
+            row.attempt,
+            row.crashes,
+            row.received_at,
+        ))
+    }
+
+    /// LIMITED: as many as are wanted of those that are parked on each limit, first those that were
+    /// received first.
+    pub(crate) fn limited(
+        &mut self,
+        wanted: &[(String, usize)],
+        lease: Duration,
+        worker: &str,
+        now: Duration,
+        mut fence: impl FnMut(&str) -> Fence,
+    ) -> Vec<Due> {
+        let mut brought = Vec::new();
+        for (on, most) in wanted {
+            let parked = self.parked_on(on, |_| true);
+            brought.extend(parked.into_iter().take(*most).filter_map(|id| {
+                let due = self.bring_up(&id, lease, worker, now, &mut fence)?;
+                Some(Due { pulled: Some(on.clone()), ..due })
+            }));
+        }
+        brought
+    }
+
+    /// OF_USERS, for fewer users than it takes at a time.
+    pub(crate) fn of_users(
+        &mut self,
+        wanted: &OfUsers,
+        lease: Duration,
+        worker: &str,
+        now: Duration,
+        mut fence: impl FnMut(&str) -> Fence,
+    ) -> Vec<Due> {
+        let users: BTreeSet<String> =
+            self.rows.values().map(|row| row.request.user_id.clone()).collect();
+        let mut ids = Vec::new();
+        for user in users {
+            if user > wanted.after && !wanted.not_of.contains(&user) {
+                let theirs = self.parked_on(USER, |request| request.user_id == user);
+                ids.extend(theirs.into_iter().take(wanted.each));
+            }
+        }
+        let ids = ids.into_iter().take(wanted.most);
+        ids.filter_map(|id| {
+            let due = self.bring_up(&id, lease, worker, now, &mut fence)?;
+            Some(Due { pulled: Some(USER.to_owned()), ..due })
+        })
+        .collect()
+    }
+
+    /// The oldest first.
+    fn parked_on(&self, on: &str, which: impl Fn(&Request) -> bool) -> Vec<String> {
+        let rows = self.rows.iter().filter(|(_, row)| row.state == "parked");
+        let ours = rows.filter(|(_, row)| row.parked_on.as_deref() == Some(on));
+        let mut parked: Vec<(OffsetDateTime, &String)> = ours
+            .filter(|(_, row)| which(&row.request))
+            .map(|(id, row)| (row.received_at, id))
+            .collect();
+        parked.sort();
+        parked.into_iter().map(|(_, id)| id.clone()).collect()
     }
 
     fn held(&mut self, id: &str, fence: Fence) -> Option<&mut Row> {

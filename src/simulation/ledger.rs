@@ -10,8 +10,9 @@ use super::{
 use crate::{
     ledger::{
         Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold,
-        Keeper, Lanes, Lease, LedgerError, Outage, Verdict, file,
+        Keeper, Lanes, Lease, LedgerError, OfUsers, Outage, Verdict, file,
     },
+    limit::{Ask, Grant},
     outcome::{ErrorCode, Failure, StepError},
     pause::Pauses,
     request::Message,
@@ -53,6 +54,29 @@ impl Memory {
         }
     }
 
+    /// Claims by the ledger itself.
+    async fn bring_up(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&mut State, Duration) -> Vec<Due> + Send + 'static,
+    ) -> Result<Vec<Due>, LedgerError> {
+        if self.process.is_stopping() {
+            self.world.broke(format!("{} {what} in a drain", self.process.name));
+        }
+        let due = self.visit(|| what.to_owned(), move |state, now| Ok(work(state, now))).await;
+        let due = self.outage.noticed(due)?;
+        for due in &due {
+            self.process.has_begun(due.fence);
+            if let Ok(request) = &due.request {
+                self.world.tell(&self.process.name, || {
+                    let (attempt, crashes, on) = (due.attempt, due.crashes, &due.pulled);
+                    format!("{} is due: attempt {attempt}, {crashes} crashes, {on:?}", request.id)
+                });
+            }
+        }
+        Ok(due)
+    }
+
     async fn visit<T: Send + 'static>(
         &self,
         what: impl Fn() -> String + Send,
@@ -81,32 +105,48 @@ impl Keeper for Memory {
         closed_to: &[String],
         lease: Duration,
     ) -> Result<Vec<Due>, LedgerError> {
-        if self.process.is_stopping() {
-            self.world.broke(format!("{} looks for due work in a drain", self.process.name));
-        }
         let (closed_to, worker) = (closed_to.to_vec(), self.process.name.clone());
-        let due = self
-            .world
-            .visit(
-                &self.process,
-                || "looks for due work".to_owned(),
-                move |state, now| {
-                    let fence = |_: &str| Fence::new();
-                    Ok(state.model.due(limit, &closed_to, lease, &worker, now, fence))
-                },
-            )
-            .await;
-        let due = self.outage.noticed(due.map_err(LedgerError::from))?;
-        for due in &due {
-            self.process.has_begun(due.fence);
-            if let Ok(request) = &due.request {
-                self.world.tell(&self.process.name, || {
-                    let (attempt, crashes) = (due.attempt, due.crashes);
-                    format!("{} is due: attempt {attempt}, {crashes} crashes", request.id)
-                });
-            }
-        }
-        Ok(due)
+        self.bring_up("looks for due work", move |state, now| {
+            state.model.due(limit, &closed_to, lease, &worker, now, |_| Fence::new())
+        })
+        .await
+    }
+
+    async fn limited(
+        &self,
+        wanted: &[(String, usize)],
+        lease: Duration,
+    ) -> Result<Vec<Due>, LedgerError> {
+        let (wanted, worker) = (wanted.to_vec(), self.process.name.clone());
+        self.bring_up("looks for what is parked on limits", move |state, now| {
+            state.model.limited(&wanted, lease, &worker, now, |_| Fence::new())
+        })
+        .await
+    }
+
+    async fn of_users(&self, wanted: &OfUsers, lease: Duration) -> Result<Vec<Due>, LedgerError> {
+        let (wanted, worker) = (wanted.clone(), self.process.name.clone());
+        self.bring_up("looks for what is parked on shares", move |state, now| {
+            state.model.of_users(&wanted, lease, &worker, now, |_| Fence::new())
+        })
+        .await
+    }
+
+    /// What `take_tokens` does.
+    async fn tokens(&self, bucket: &str, ask: Ask) -> Result<Grant, LedgerError> {
+        let bucket = bucket.to_owned();
+        let work = move |state: &mut State, now: Duration| {
+            let now = now.as_secs_f64();
+            let full = now - ask.burst / ask.rate;
+            let given_until = state.buckets.entry(bucket).or_insert(full);
+            let since = given_until.max(full);
+            let there = ((now - since) * ask.rate + 1e-6).floor().max(0.0);
+            let tokens = there.min(f64::from(ask.tokens));
+            *given_until = since + tokens / ask.rate;
+            let next = (*given_until + 1.0 / ask.rate - now).max(0.0);
+            Ok(Grant { tokens: tokens as u32, next_in: Duration::from_secs_f64(next) })
+        };
+        self.outage.noticed(self.visit(|| format!("asks for {ask:?}"), work).await)
     }
 
     async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {

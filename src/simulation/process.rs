@@ -10,7 +10,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{ledger::Memory, line::Subscription, services, world::World};
 use crate::{
-    handler::{Handler, Holding, Suspects},
+    handler::{Gate, Handler, Holding, Suspects},
     house::upkeep,
     ledger::Fence,
     pause::{Pauses, Reason},
@@ -147,10 +147,15 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
         pauses: pauses.clone(),
         holding: Holding::default(),
         suspects: Suspects::default(),
+        gate: Gate::new(world.plan.limits.of_user, world.plan.limits.aside),
         max_message_bytes: super::MOST_BYTES,
     });
     let settings = worker::Settings {
         concurrency: world.plan.concurrency,
+        user_share: 1.0,
+        kind_share: 1.0,
+        due_share: 0.5,
+        max_parked: u64::MAX,
         max_message_bytes: super::MOST_BYTES,
         grace: world.plan.grace,
         counts_interval: Duration::from_secs(3),
@@ -163,10 +168,11 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
     });
     let counting =
         upkeep::count(Arc::clone(&handler), bounds.into(), settings.counts_interval, |_| {});
-    let renewing = Arc::clone(&handler);
+    let (renewing, fetching) = (Arc::clone(&handler), Arc::clone(&handler));
     let upkeep = [
         tokio::spawn(counting).abort_handle(),
         tokio::spawn(async move { renewing.renew_leases().await }).abort_handle(),
+        tokio::spawn(async move { fetching.fetch_tokens().await }).abort_handle(),
     ];
     let (outside, who) = (Arc::clone(&world), Arc::clone(&process));
     tokio::spawn(async move {

@@ -18,6 +18,7 @@ mod documents;
 mod drill;
 mod holding;
 mod library;
+mod limits;
 mod line;
 mod machine;
 mod manual;
