@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery drill simulate broken compat
+.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery limits drill simulate broken compat
 
 TOOLS := $(CURDIR)/target/tools
 # The one that is installed, or one of our own.
@@ -62,6 +62,10 @@ bench-day: setup ## Work off ten million requests in one go (ARGS="--requests 10
 recovery: setup ## Measure how soon work goes on after RabbitMQ and Postgres have come back
 	cargo build --locked --workspace --bins
 	@$(DEV) recovery $(ARGS)
+
+limits: setup ## Measure what limits and shares promise: one that learns, a user who floods (minutes)
+	cargo build --locked --workspace --bins
+	@$(DEV) limits $(ARGS)
 
 drill: setup ## Prove under faults that nothing is lost and nothing done twice (minutes; ARGS=--help)
 	cargo build --release --locked --workspace --bins

@@ -7,6 +7,7 @@
 //! | [`rabbit`], [`postgres`] | one private server each: start, stop, kill, start again |
 //! | [`demo`] | the worker at work, with trouble on the way |
 //! | [`recovery`] | how long it takes to go on after a server has come back |
+//! | [`limits`] | what limits and shares promise: a limit that learns, a user who floods |
 //! | [`mod@drill`] | `longshore drill` at full size, on servers that are restarted meanwhile |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
 //! | [`broken`] | that the tests notice when a rule is broken: patches, applied to a copy |
@@ -35,6 +36,7 @@ pub mod chroot;
 pub mod compat;
 pub mod demo;
 pub mod drill;
+pub mod limits;
 pub mod place;
 pub mod postgres;
 pub mod programs;

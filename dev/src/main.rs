@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use longshore_dev::{
-    bench, broken, compat, demo, drill, hold, recovery, services::Services, stub::Stub,
+    bench, broken, compat, demo, drill, hold, limits, recovery, services::Services, stub::Stub,
 };
 
 /// Private servers for developing and testing Longshore.
@@ -51,6 +51,8 @@ enum Command {
     },
     /// Measure how soon the worker goes on after its servers have come back.
     Recovery(recovery::Options),
+    /// Measure what limits and shares promise: a limit that learns, a user who floods.
+    Limits(limits::Options),
     /// One of the ways that `bench` compares with; started by it.
     #[command(hide = true)]
     BenchPart {
@@ -129,6 +131,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Recovery(options) => {
             if !recovery::run(&options).await?.passed() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Limits(options) => {
+            if !limits::run(&options).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

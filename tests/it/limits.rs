@@ -61,6 +61,7 @@ async fn who_finds_a_kind_full_waits_in_line_without_a_slot() {
     let worker = place.worker().await;
     place.stub.behave("mailer", Behaviour::Hang);
     let ids = send(&place, "limited", "1", 0..6).await;
+    place.stub.until_arrivals("mailer", 2).await;
     until_metric(&worker, r#"longshore_limit_waiting{limit="limit:kind:limited"}"#, 4.0).await;
     assert_eq!(place.stub.arrivals("mailer"), 2);
     until_metric(&worker, "longshore_in_flight", 2.0).await;
@@ -123,8 +124,10 @@ async fn a_rate_is_shared_by_all_workers() {
 
 #[tokio::test]
 async fn a_call_keeps_to_the_rate_of_its_dependency() {
-    let place =
-        place("limit_dependency_rate", "[dependencies.mailer]\nrate = 4.0\nburst = 1.0").await;
+    let mut place = place("limit_dependency_rate", "").await;
+    place
+        .set_value("DEPENDENCIES__MAILER__RATE", "4.0")
+        .set_value("DEPENDENCIES__MAILER__BURST", "1.0");
     let _worker = place.worker().await;
     let ids = send(&place, KIND, "1", 0..12).await;
     until_all_done(&place, &ids).await;
@@ -149,6 +152,7 @@ async fn one_users_flood_takes_no_more_than_its_share_of_the_slots() {
         (parked > 40).then_some(())
     })
     .await;
+    place.stub.until_arrivals("mailer", 3).await;
     assert_eq!(place.stub.arrivals("mailer"), 3);
     let other = send(&place, KIND, "ada", 0..1).await;
     place.stub.behave("mailer", Behaviour::default());
