@@ -242,6 +242,8 @@ impl<K: Keeper> Handler<K> {
         attempt.limited_by = Some(full.on().to_owned());
         if aside.is_none() && !pulled && !suspect {
             metrics::limited(full.on(), "parked");
+            // Others need it more while this is written.
+            slot.put_back();
             return Err(self.park(request, full.on(), AT_THE_LATEST, hold, attempt).await);
         }
         metrics::limited(full.on(), "waited");

@@ -19,6 +19,9 @@ use crate::stub::Behaviour;
 
 /// Slots, and how long each call takes: eighty a second.
 const SLOTS: &str = "16";
+/// What is prefetched. Beyond the slots it is room for those who are put aside, and for those who are
+/// just being written down.
+const PREFETCH: &str = "160";
 const LATENCY_MS: u64 = 200;
 /// Requests a second.
 const WAVE: usize = 60;
@@ -84,8 +87,12 @@ async fn measure(
     seconds: u64,
 ) -> anyhow::Result<(f64, f64, u64)> {
     place.forget().await?;
-    let mut worker =
-        place.worker(&[("WORKER__CONCURRENCY", SLOTS), ("WORKER__USER_SHARE", load.share)]).await?;
+    let variables = [
+        ("WORKER__CONCURRENCY", SLOTS),
+        ("QUEUE__PREFETCH", PREFETCH),
+        ("WORKER__USER_SHARE", load.share),
+    ];
+    let mut worker = place.worker(&variables).await?;
     let mut chance = fastrand::Rng::with_seed(7);
     let published = producer
         .waves(seconds, || {
