@@ -17,13 +17,13 @@ use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use self::write::unwritten;
 pub(crate) use self::{
     attempt::{Attempt, Started},
     gate::{Gate, Slot},
     holding::Holding,
     suspects::Suspects,
 };
+use self::{gate::Passed, write::unwritten};
 use crate::{
     clock,
     downstream::Downstream,
@@ -114,10 +114,10 @@ impl<K: Keeper> Handler<K> {
             // `before` has refused it.
             return Outcome::GivenBack { why: GiveBack::Stop };
         };
-        let _entry = if self.is_limited(kind) {
+        let passed = if self.is_limited(kind) {
             let fresh = Hold::Fresh(attempt.fence);
             match Box::pin(self.enter(kind, &request, fresh, slot, attempt)).await {
-                Ok(entry) => Some(entry),
+                Ok(passed) => passed,
                 Err(outcome) => return outcome,
             }
         } else {
@@ -132,9 +132,9 @@ impl<K: Keeper> Handler<K> {
         // What came before is claimed before it runs, whatever its kind: should it kill the process
         // again, that is counted.
         if kind.has_call() || redelivered {
-            Box::pin(self.claim_and_run(kind, request, redelivered, attempt)).await
+            Box::pin(self.claim_and_run(kind, request, redelivered, passed, attempt)).await
         } else {
-            self.run(kind, request, attempt).await
+            self.run(kind, request, passed, attempt).await
         }
     }
 
@@ -143,6 +143,7 @@ impl<K: Keeper> Handler<K> {
         kind: &Kind,
         request: Arc<Request>,
         redelivered: bool,
+        passed: Passed<'_>,
         attempt: &mut Attempt,
     ) -> Outcome {
         match self.claim(kind, &request, redelivered, attempt).await {
@@ -152,7 +153,7 @@ impl<K: Keeper> Handler<K> {
                 if crashes > 0 {
                     metrics::taken_over();
                 }
-                self.claimed(request, attempt).await
+                self.claimed(request, passed, attempt).await
             }
             Ok(Claimed::Duplicate) => Outcome::Duplicate,
             Ok(Claimed::Reused) => self.reused(&request).await,
@@ -208,18 +209,23 @@ impl<K: Keeper> Handler<K> {
         if let Some(early) = self.before(&request, clock::now()) {
             return self.settle_unstarted(request, early, hold, attempt).await;
         }
-        let _entry = match self.kinds.get(&request.kind).filter(|kind| self.is_limited(kind)) {
+        let passed = match self.kinds.get(&request.kind).filter(|kind| self.is_limited(kind)) {
             Some(kind) => match self.enter(kind, &request, hold, slot, attempt).await {
-                Ok(entry) => Some(entry),
+                Ok(passed) => passed,
                 Err(outcome) => return outcome,
             },
             None => None,
         };
-        self.claimed(request, attempt).await
+        self.claimed(request, passed, attempt).await
     }
 
     /// A request with a running row of ours.
-    async fn claimed(&self, request: Arc<Request>, attempt: &mut Attempt) -> Outcome {
+    async fn claimed(
+        &self,
+        request: Arc<Request>,
+        passed: Passed<'_>,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         attempt.is_of(&request);
         let hold = Hold::Claimed(attempt.fence);
         if let Some(early) = self.before(&request, clock::now()) {
@@ -241,12 +247,18 @@ impl<K: Keeper> Handler<K> {
             Ok(place) => place,
             Err(outcome) => return outcome,
         };
-        self.run(kind, request, attempt).await
+        self.run(kind, request, passed, attempt).await
     }
 
     /// The two steps. What few requests meet is boxed here and above: a future is as large as its
     /// largest branch, and there is one for each request in work.
-    async fn run(&self, kind: &Kind, request: Arc<Request>, attempt: &mut Attempt) -> Outcome {
+    async fn run(
+        &self,
+        kind: &Kind,
+        request: Arc<Request>,
+        mut passed: Passed<'_>,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         attempt.max = Some(kind.policy.max_attempts);
         let ends = Instant::now() + budget(kind, &request, clock::now());
         let response = if kind.has_call() {
@@ -255,6 +267,9 @@ impl<K: Keeper> Handler<K> {
             let response = Box::pin(self.call(kind, &request, last, ends)).await;
             fail::at("after_call", [&*request.id]);
             attempt.call = Some(called.elapsed());
+            if let Some(passed) = &mut passed {
+                passed.called();
+            }
             response
         } else {
             Ok(None)

@@ -156,7 +156,11 @@ async fn work(
         pauses: pauses.clone(),
         holding: Holding::default(),
         suspects: Suspects::default(),
-        gate: Gate::new(config.worker.slots(config.worker.user_share), config.may_wait()),
+        gate: Gate::new(
+            config.worker.concurrency,
+            config.worker.slots(config.worker.user_share),
+            config.may_wait(),
+        ),
         max_message_bytes: config.worker.max_message_bytes,
     });
     let worker = Worker::new(handler.clone(), config.worker.clone(), pauses, stop.clone());

@@ -62,7 +62,7 @@ pub struct Dependency {
     client: Client,
     timeout: Duration,
     limit: Limit,
-    /// The door before the calls: rooms for those under way, and for as many that come next.
+    /// The door before the calls: room for those under way, and for those that come next.
     bounds: Bounds,
     breaker: Mutex<Breaker>,
     /// What holds where nobody steers.
@@ -117,17 +117,22 @@ impl Dependency {
         self.breaker().admits(Instant::now())
     }
 
-    /// Its limits, as those see them who have not begun yet: twice as many as may be under way at
-    /// once are let in, so that a call is ready when another ends and the slots are not held by more.
+    /// Its limits, as those see them who have not begun yet.
     pub(crate) fn bounds(&self) -> &Bounds {
-        self.bounds.set_most(Some(2 * self.limit.wanted()));
+        &self.bounds
+    }
+
+    /// The same, to be passed: twice as many as may be under way at once are let in, or so many if
+    /// that is more, so that calls are ready when others end, and no more slots are held by them.
+    pub(crate) fn door(&self, least: usize) -> &Bounds {
+        self.bounds.set_most(Some(least.max(2 * self.limit.wanted())));
         &self.bounds
     }
 
     /// How many of those that are parked on its limits are to be brought up now.
     pub(crate) fn room(&self) -> usize {
         let free = self.limit.wanted().saturating_sub(self.limit.taken());
-        if free > 0 && self.admits() { self.bounds().room() } else { 0 }
+        if free > 0 && self.admits() { self.bounds.room() } else { 0 }
     }
 
     /// How it stands now.
@@ -160,7 +165,7 @@ impl Dependency {
             self.limit.set(limit);
             changed.push(("limit", limit.to_string()));
         }
-        if self.bounds.steer(Some(2 * self.limit.wanted()), rate).1 {
+        if self.bounds.steer(self.bounds.most(), rate).1 {
             let now = self.bounds.rate().per();
             changed.push(("rate", now.map_or("none".to_owned(), |per| per.rate.to_string())));
         }

@@ -25,9 +25,15 @@ use crate::{
 /// the shares of all users.
 const FOR_ONE: usize = 2;
 
+/// So large a part of the slots may be held by the requests of one dependency that are before their
+/// calls or in them, even if its limit is small: claims take their time, too.
+const A_QUARTER: usize = 4;
+
 /// What is the same for all requests of a worker.
 pub(crate) struct Gate {
     shares: Option<Shares>,
+    /// So many at least one dependency lets in, as long as their calls are not over.
+    door: usize,
     pub(super) on_shares: Parked,
     /// Requests that wait without a slot.
     aside: Semaphore,
@@ -38,10 +44,12 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    /// So many slots for one user, if that is bounded, and so many requests that wait without one.
-    pub(crate) fn new(share: Option<usize>, aside: usize) -> Self {
+    /// For so many slots, so many of them for one user, if that is bounded, and so many requests that
+    /// wait without one.
+    pub(crate) fn new(slots: usize, share: Option<usize>, aside: usize) -> Self {
         Self {
             shares: share.map(Shares::new),
+            door: slots / A_QUARTER,
             on_shares: Parked::default(),
             aside: Semaphore::new(aside),
             most_aside: aside,
@@ -116,6 +124,19 @@ pub(super) struct Entry<'a> {
     gate: Option<&'a Gate>,
 }
 
+impl Entry<'_> {
+    /// Its call is over: the next one may come, while this one is written down.
+    pub(super) fn called(&mut self) {
+        let [_, dependency] = &mut self.places;
+        if dependency.take().is_some()
+            && let (Some(gate), [_, Some(bounds)]) = (self.gate, self.bounds)
+            && bounds.parked.any().is_some()
+        {
+            gate.room.notify_one();
+        }
+    }
+}
+
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
         self.places = [None, None];
@@ -129,6 +150,10 @@ impl Drop for Entry<'_> {
         }
     }
 }
+
+/// The same, where there was anything to pass. Boxed, for few have it and each future would have room
+/// for it.
+pub(super) type Passed<'a> = Option<Box<Entry<'a>>>;
 
 /// What was full.
 enum Full<'a> {
@@ -200,7 +225,7 @@ impl<K: Keeper> Handler<K> {
             bounds: [
                 kind.bounds.is_active().then_some(&*kind.bounds),
                 // What it does not let through is parked on its breaker, and pays nothing.
-                dependency.filter(|it| it.admits()).map(|it| it.bounds()),
+                dependency.filter(|it| it.admits()).map(|it| it.door(self.gate.door)),
             ],
         }
     }
@@ -221,10 +246,10 @@ impl<K: Keeper> Handler<K> {
         hold: Hold,
         slot: &mut Slot,
         attempt: &mut Attempt,
-    ) -> Result<Entry<'a>, Outcome> {
+    ) -> Result<Passed<'a>, Outcome> {
         let (way, user, gate) = (self.way(kind), &*request.user_id, &self.gate);
         if way.is_free() {
-            return Ok(Entry::default());
+            return Ok(None);
         }
         let changes = self.pauses.changes();
         let entered = way.enter(user, gate).await;
@@ -233,7 +258,7 @@ impl<K: Keeper> Handler<K> {
             return Err(self.left_off(request, hold, attempt).await);
         }
         let full = match entered {
-            Ok(entry) => return Ok(entry),
+            Ok(entry) => return Ok(Some(Box::new(entry))),
             Err(full) => full,
         };
         // Who is parked begins a new life in which no worker has vanished over it: a suspect stays.
@@ -267,7 +292,7 @@ impl<K: Keeper> Handler<K> {
         };
         attempt.limit = Some(attempt.limit.unwrap_or_default() + since.elapsed());
         match waited {
-            Some(Some(entry)) => Ok(entry),
+            Some(Some(entry)) => Ok(Some(Box::new(entry))),
             Some(None) => Err(self.park(request, full.on(), AT_THE_LATEST, hold, attempt).await),
             None => Err(self.left_off(request, hold, attempt).await),
         }

@@ -147,7 +147,7 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
         pauses: pauses.clone(),
         holding: Holding::default(),
         suspects: Suspects::default(),
-        gate: Gate::new(world.plan.limits.of_user, world.plan.limits.aside),
+        gate: Gate::new(world.plan.concurrency, world.plan.limits.of_user, world.plan.limits.aside),
         max_message_bytes: super::MOST_BYTES,
     });
     let settings = worker::Settings {

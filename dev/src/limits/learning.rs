@@ -15,7 +15,7 @@ use crate::{stub::Behaviour, worker::Worker};
 /// Where the service does most, first and then.
 const OPTIMA: [u32; 2] = [12, 36];
 /// How long a call takes alone.
-const ALONE_MS: u64 = 60;
+const ALONE_MS: u64 = 120;
 /// The fixed limits that are tried.
 const FIXED: [u32; 7] = [4, 8, 12, 18, 26, 36, 52];
 /// More than this never, fixed or not.
@@ -29,7 +29,7 @@ const SETTLE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Enough work for this long.
-const REQUESTS: usize = 45_000;
+const REQUESTS: usize = 25_000;
 
 pub(super) async fn run(time: Duration) -> anyhow::Result<bool> {
     println!("A limit that learns: starting a RabbitMQ and a Postgres of their own …");
@@ -87,6 +87,7 @@ async fn start(place: &Place, adaptive: &str) -> anyhow::Result<Worker> {
         ("DEPENDENCIES__MAILER__MAX_IN_FLIGHT", CEILING),
         ("DEPENDENCIES__MAILER__MAX_PARKED", "1000"),
         ("DEPENDENCIES__MAILER__BREAKER__MODE", "observe"),
+        ("DEPENDENCIES__MAILER__TIMEOUT", "9s"),
         ("WORKER__CONCURRENCY", "256"),
     ];
     place.worker(&variables).await
