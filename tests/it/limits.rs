@@ -64,7 +64,6 @@ async fn who_finds_a_kind_full_waits_in_line_without_a_slot() {
     place.stub.until_arrivals("mailer", 2).await;
     until_metric(&worker, r#"longshore_limit_waiting{limit="limit:kind:limited"}"#, 4.0).await;
     assert_eq!(place.stub.arrivals("mailer"), 2);
-    until_metric(&worker, "longshore_in_flight", 2.0).await;
     assert_eq!(place.database.count("parked").await, 0);
     place.publish("flows", "user.profile.update", "2", json!({"name": "Ada"})).await;
     place.until_state("flows", "done").await;
