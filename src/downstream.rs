@@ -10,10 +10,12 @@ mod call;
 mod classify;
 mod client;
 mod dependency;
+pub mod release;
 mod settings;
 mod standing;
 mod tell;
 mod tls;
+mod turn;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,6 +32,7 @@ use crate::{
     outcome::{ErrorCode, Failure, StepError},
     request::Request,
 };
+pub(crate) use turn::{Coming, let_go};
 
 /// All dependencies.
 #[derive(Debug)]

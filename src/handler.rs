@@ -4,10 +4,14 @@
 //! [`crate::outcome`]. An outcome that acknowledges is named only after the ledger has committed.
 
 mod attempt;
-mod gate;
+mod claimed;
 mod holding;
+mod line;
+mod lobby;
 mod pull;
+mod release;
 mod reply;
+mod slot;
 mod suspects;
 mod write;
 
@@ -19,17 +23,19 @@ use tokio::time::Instant;
 
 pub(crate) use self::{
     attempt::{Attempt, Started},
-    gate::{Gate, Slot},
     holding::Holding,
+    line::Line,
+    lobby::Lobby,
+    slot::Slot,
     suspects::Suspects,
 };
-use self::{gate::Passed, write::unwritten};
+use self::{lobby::Passed, write::unwritten};
 use crate::{
     clock,
-    downstream::Downstream,
+    downstream::{self, Downstream},
     fail,
     kind::{Kind, Kinds, Work},
-    ledger::{Claimed, Finished, Hold, Keeper, Ledger, LedgerError, Verdict},
+    ledger::{Finished, Hold, Keeper, Ledger, LedgerError, Verdict},
     outcome::{self, ErrorCode, Failure, GiveBack, Outcome, StepError},
     pause::Pauses,
     queue::Replies,
@@ -47,7 +53,8 @@ pub(crate) struct Handler<K: Keeper = Ledger> {
     pub(crate) pauses: Pauses,
     pub(crate) holding: Holding,
     pub(crate) suspects: Suspects,
-    pub(crate) gate: Gate,
+    pub(crate) line: Line,
+    pub(crate) lobby: Lobby,
     /// Larger bodies are not read.
     pub(crate) max_message_bytes: usize,
 }
@@ -65,8 +72,11 @@ impl<K: Keeper> Handler<K> {
             Started::Delivered { message, redelivered } => {
                 self.delivered(message, redelivered, slot, attempt).await
             }
-            Started::Due(due) => match due.request {
-                Ok(request) => Box::pin(self.brought_up(request, slot, attempt)).await,
+            Started::Due { due, coming, .. } => match due.request {
+                Ok(request) => {
+                    let work = Box::pin(self.taken_up(request, slot, attempt));
+                    Box::pin(downstream::let_go(coming, work)).await
+                }
                 Err(refused) => {
                     let (malformed, message) = *refused;
                     Box::pin(self.refuse(malformed, message, Hold::Claimed(due.fence), attempt))
@@ -114,9 +124,17 @@ impl<K: Keeper> Handler<K> {
             // `before` has refused it.
             return Outcome::GivenBack { why: GiveBack::Stop };
         };
-        let passed = if self.is_limited(kind) {
+        if kind.ordered {
+            return Box::pin(self.enter_elsewhere(kind, request, attempt)).await;
+        }
+        // One that came before may have a row that is running: it is claimed first.
+        if !redelivered && let Some(parked) = self.turned_away(kind) {
             let fresh = Hold::Fresh(attempt.fence);
-            match Box::pin(self.enter(kind, &request, fresh, slot, attempt)).await {
+            return Box::pin(self.settle_unstarted(request, parked, fresh, attempt)).await;
+        }
+        let passed = if !redelivered && self.is_limited(kind) {
+            let fresh = Hold::Fresh(attempt.fence);
+            match Box::pin(self.let_in(kind, &request, fresh, slot, attempt)).await {
                 Ok(passed) => passed,
                 Err(outcome) => return outcome,
             }
@@ -132,32 +150,10 @@ impl<K: Keeper> Handler<K> {
         // What came before is claimed before it runs, whatever its kind: should it kill the process
         // again, that is counted.
         if kind.has_call() || redelivered {
-            Box::pin(self.claim_and_run(kind, request, redelivered, passed, attempt)).await
+            let passed = if redelivered { Err(slot) } else { Ok(passed) };
+            Box::pin(self.claim_and_run(kind, request, passed, attempt)).await
         } else {
             self.run(kind, request, passed, attempt).await
-        }
-    }
-
-    async fn claim_and_run(
-        &self,
-        kind: &Kind,
-        request: Arc<Request>,
-        redelivered: bool,
-        passed: Passed<'_>,
-        attempt: &mut Attempt,
-    ) -> Outcome {
-        match self.claim(kind, &request, redelivered, attempt).await {
-            Ok(Claimed::Run { attempt: number, crashes }) => {
-                fail::at("after_claim", [&*request.id]);
-                attempt.claimed(number, crashes);
-                if crashes > 0 {
-                    metrics::taken_over();
-                }
-                self.claimed(request, passed, attempt).await
-            }
-            Ok(Claimed::Duplicate) => Outcome::Duplicate,
-            Ok(Claimed::Reused) => self.reused(&request).await,
-            Err(_) => Outcome::GivenBack { why: GiveBack::Postgres },
         }
     }
 
@@ -166,15 +162,6 @@ impl<K: Keeper> Handler<K> {
         let timeout =
             self.kinds.get(kind).map_or_else(|| self.kinds.longest_timeout(), |kind| kind.timeout);
         timeout + self.ledger.lease_margin()
-    }
-
-    /// What due work is to be left where it is: what waits for a dependency that lets nothing
-    /// through, or for a kind that is paused.
-    pub(crate) fn closed_to(&self) -> Vec<String> {
-        let paused = self.kinds.iter().filter(|kind| kind.is_paused());
-        let mut closed_to = self.downstream.not_admitting();
-        closed_to.extend(paused.map(Kind::parked_on));
-        closed_to
     }
 
     /// What is known without starting it: an unknown kind, a deadline that has passed, a start that
@@ -190,64 +177,17 @@ impl<K: Keeper> Handler<K> {
         }
         let until = request.not_before.and_then(|start| Duration::try_from(start - now).ok());
         if let Some(due_in) = until.filter(|until| !until.is_zero()) {
-            return Some(Verdict::Parked { on: "not_before".to_owned(), due_in });
+            return Some(Verdict::Parked { on: "not_before".to_owned(), due_in: Some(due_in) });
         }
-        // Due at once, in the order of coming, as soon as the kind goes on.
-        let due_in = Duration::ZERO;
-        kind.is_paused().then(|| Verdict::Parked { on: kind.parked_on(), due_in })
+        // Let go in the order of coming, as soon as the kind goes on.
+        kind.is_paused().then(|| Verdict::Parked { on: kind.parked_on(), due_in: None })
     }
 
-    /// A request that the ledger brought up.
-    async fn brought_up(
-        &self,
-        request: Arc<Request>,
-        slot: &mut Slot,
-        attempt: &mut Attempt,
-    ) -> Outcome {
-        attempt.is_of(&request);
-        let hold = Hold::Claimed(attempt.fence);
-        if let Some(early) = self.before(&request, clock::now()) {
-            return self.settle_unstarted(request, early, hold, attempt).await;
-        }
-        let passed = match self.kinds.get(&request.kind).filter(|kind| self.is_limited(kind)) {
-            Some(kind) => match self.enter(kind, &request, hold, slot, attempt).await {
-                Ok(passed) => passed,
-                Err(outcome) => return outcome,
-            },
-            None => None,
-        };
-        self.claimed(request, passed, attempt).await
-    }
-
-    /// A request with a running row of ours.
-    async fn claimed(
-        &self,
-        request: Arc<Request>,
-        passed: Passed<'_>,
-        attempt: &mut Attempt,
-    ) -> Outcome {
-        attempt.is_of(&request);
-        let hold = Hold::Claimed(attempt.fence);
-        if let Some(early) = self.before(&request, clock::now()) {
-            return self.settle_unstarted(request, early, hold, attempt).await;
-        }
-        let Some(kind) = self.kinds.get(&request.kind) else {
-            return Outcome::GivenBack { why: GiveBack::Stop };
-        };
-        attempt.max = Some(kind.policy.max_attempts);
-        if attempt.number > kind.policy.max_attempts {
-            let error = format!(
-                "{} attempts were begun and none came to an end: the worker died or lost its way each time",
-                kind.policy.max_attempts
-            );
-            let dead = Verdict::Dead { failure: Failure::new(ErrorCode::CrashLoop, error) };
-            return self.settle_unstarted(request, dead, hold, attempt).await;
-        }
-        let _place = match self.place(&request, attempt).await {
-            Ok(place) => place,
-            Err(outcome) => return outcome,
-        };
-        self.run(kind, request, passed, attempt).await
+    /// Where its dependency would not let it through, it is parked without a try.
+    fn turned_away(&self, kind: &Kind) -> Option<Verdict> {
+        let dependency = self.shut(kind)?;
+        dependency.turned_away();
+        Some(Verdict::Parked { on: dependency.name().to_owned(), due_in: None })
     }
 
     /// The two steps. What few requests meet is boxed here and above: a future is as large as its
@@ -303,7 +243,15 @@ impl<K: Keeper> Handler<K> {
         attempt: &mut Attempt,
     ) -> Outcome {
         let charged = !matches!(error, StepError::NotAdmitted { .. });
-        let next = outcome::after_failure(error, attempt.number, &kind.policy, fastrand::f64());
+        let mut next = outcome::after_failure(error, attempt.number, &kind.policy, fastrand::f64());
+        if let Outcome::Parked { on, due_in } = &mut next
+            && self.is_gate(on)
+        {
+            if let Some(dependency) = self.downstream.get(on) {
+                dependency.parked();
+            }
+            *due_in = None;
+        }
         let verdict = match &next {
             Outcome::Retry { failure, due_in } => {
                 Verdict::Waiting { failure: failure.clone(), due_in: *due_in }

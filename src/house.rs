@@ -1,7 +1,8 @@
 //! Opens the rooms in order, runs the corridor, and closes them in order.
 
 mod helm;
-pub(crate) mod upkeep;
+pub(crate) mod parked;
+mod upkeep;
 
 use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
 
@@ -13,11 +14,11 @@ use crate::{
     admin::{self, Admin},
     config::Config,
     downstream::Downstream,
-    handler::{Gate, Handler, Holding, Suspects},
+    handler::{Handler, Holding, Line, Lobby, Suspects},
     kind::{self, Kinds},
     ledger::{Ledger, LedgerError, Schema},
     pause::{Pauses, Reason},
-    queue::{self, Identity},
+    queue::{self, Identity, Queue},
     stack,
     steps::Steps,
     stop::Stop,
@@ -148,6 +149,20 @@ async fn work(
         queue::start(settings, pauses.clone(), stop.clone(), Identity { name: identity.clone() })
             .map_err(|error| RunError::Settings(format!("queue: {error}")))?;
     house.opened(queue.follow());
+    let ordered = match config.kinds.values().any(|kind| kind.ordered_by.is_some()) {
+        true => {
+            let name = format!("{identity} (in order)");
+            let started = queue::start(
+                config.queue.ordered(),
+                pauses.clone(),
+                stop.clone(),
+                Identity { name },
+            );
+            Some(started.map_err(|error| RunError::Settings(format!("queue: {error}")))?)
+        }
+        false => None,
+    };
+    let (ordered, in_order) = ordered.unzip();
     let handler = Arc::new(Handler {
         ledger: ledger.clone(),
         downstream,
@@ -156,7 +171,8 @@ async fn work(
         pauses: pauses.clone(),
         holding: Holding::default(),
         suspects: Suspects::default(),
-        gate: Gate::new(
+        line: Line::default(),
+        lobby: Lobby::new(
             config.worker.concurrency,
             config.worker.slots(config.worker.user_share),
             config.may_wait(),
@@ -169,10 +185,20 @@ async fn work(
     let upkeep = upkeep::start(house.clone(), handler, helm, &config, worker.slots.clone());
     let lost_before = async {
         stop.asked().await;
-        queue.lost()
+        queue.lost() + ordered.as_ref().map_or(0, Queue::lost)
     };
-    let (mut drained, lost_before) = tokio::join!(worker.run(inbox), lost_before);
-    let closed = queue.close(CLOSE_QUEUE).await;
+    let (mut drained, lost_before) = tokio::join!(worker.run(inbox, in_order), lost_before);
+    let (mut closed, in_order) = tokio::join!(queue.close(CLOSE_QUEUE), async {
+        match ordered {
+            Some(ordered) => Some(ordered.close(CLOSE_QUEUE).await),
+            None => None,
+        }
+    });
+    if let Some(in_order) = in_order {
+        closed.lost += in_order.lost;
+        closed.unbegun += in_order.unbegun;
+        closed.unsettled += in_order.unsettled;
+    }
     drop(upkeep);
     ledger.close();
     // What was lost in earlier outages has long been delivered again.

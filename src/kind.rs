@@ -29,6 +29,8 @@ pub struct Settings {
     pub apply: Option<String>,
     /// A SQL function that applies many requests at once: `f(requests jsonb[]) returns jsonb[]`.
     pub apply_batch: Option<String>,
+    /// Whose requests are applied in the order of the queue; left out: nobody's.
+    pub ordered_by: Option<OrderedBy>,
     /// The HTTP request that goes before it.
     pub call: Option<CallSettings>,
     /// Whether the outcome is published to the request's `reply_to`.
@@ -57,6 +59,14 @@ pub struct Settings {
     /// Requests of it that are parked, because it is paused or a limit of it is full, before the worker
     /// stops consuming.
     pub max_parked: u64,
+}
+
+/// What the requests that keep an order have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderedBy {
+    /// The `user_id`.
+    UserId,
 }
 
 impl Settings {
@@ -89,6 +99,12 @@ impl Settings {
             }
             if self.call.is_some() {
                 say("apply_batch", "is for kinds without a [call]; leave it out");
+            }
+            if self.ordered_by.is_some() {
+                say(
+                    "apply_batch",
+                    "is not called for kinds with ordered_by, of which a user's next one waits for the end of the one before; leave it out",
+                );
             }
         }
         if self.timeout < Duration::from_millis(10) {
@@ -133,6 +149,8 @@ pub struct Kind {
     pub policy: RetryPolicy,
     /// Whether the outcome is published to `reply_to`.
     pub reply: bool,
+    /// Whether the requests of a user are applied in the order of the queue.
+    pub ordered: bool,
     /// Requests parked on its pause, or on its limits, before the worker stops consuming.
     pub max_parked: u64,
     /// How much of it at once, and how often. Shared by all copies.
@@ -204,6 +222,7 @@ impl Kinds {
                     multiplier: settings.multiplier,
                 },
                 reply: settings.reply,
+                ordered: settings.ordered_by.is_some(),
                 max_parked: settings.max_parked,
                 bounds: Arc::new(Bounds::new(
                     &format!("kind:{name}"),

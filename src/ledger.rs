@@ -13,7 +13,7 @@ mod finish;
 mod keep;
 mod keeper;
 mod lanes;
-mod limited;
+mod line;
 mod migrations;
 #[cfg(test)]
 pub(crate) mod model;
@@ -21,6 +21,7 @@ mod outage;
 mod pool;
 mod session;
 mod settings;
+mod shares;
 mod sql;
 mod steering;
 mod suspect;
@@ -32,14 +33,15 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use deadpool_postgres::Pool;
 
 pub use claim::{Claim, Claimed};
-pub use due::{Due, Lease};
+pub use due::{Ask, Due, Gate, Lease};
 pub use error::{LedgerError, step_error};
 pub use finish::{Finish, Finished, Hold, Verdict};
 pub use keep::Counts;
 pub(crate) use keeper::Keeper;
-pub use limited::OfUsers;
+pub use line::{Entered, Entry, ORDER, Whose};
 pub use migrations::Schema;
 pub use settings::{PoolSettings, Settings};
+pub use shares::OfUsers;
 pub use sql::{Function, is_function_name};
 pub use steering::Steered;
 #[cfg(test)]
@@ -87,11 +89,15 @@ struct Statements {
     due: String,
     renew: String,
     suspect: String,
-    limited: String,
     of_users: String,
     tokens: String,
     unreadable: String,
     counts: String,
+    enter: String,
+    entered: String,
+    advance: [String; 2],
+    in_line: String,
+    strays: String,
     prune: [String; 2],
 }
 
@@ -124,11 +130,15 @@ impl Ledger {
             due: sql::in_schema(due::DUE, schema),
             renew: sql::in_schema(due::RENEW, schema),
             suspect: sql::in_schema(suspect::SUSPECT, schema),
-            limited: sql::in_schema(limited::LIMITED, schema),
-            of_users: sql::in_schema(limited::OF_USERS, schema),
-            tokens: sql::in_schema(limited::TOKENS, schema),
+            of_users: sql::in_schema(shares::OF_USERS, schema),
+            tokens: sql::in_schema(shares::TOKENS, schema),
             unreadable: sql::in_schema(keep::UNREADABLE, schema),
             counts: sql::in_schema(keep::COUNTS, schema),
+            enter: sql::in_schema(line::ENTER, schema),
+            entered: sql::in_schema(line::ENTERED, schema),
+            advance: line::ADVANCE.map(|text| sql::in_schema(text, schema)),
+            in_line: sql::in_schema(line::IN_LINE, schema),
+            strays: sql::in_schema(keep::STRAYS, schema),
             prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),
         };
         Ok(Arc::new(Self {

@@ -17,13 +17,11 @@ mod places;
 mod rate;
 mod shares;
 
-use std::time::Duration;
-
 use serde::Deserialize;
 
 pub(crate) use self::{
     bounds::{Bounds, Parked, Standing},
-    bucket::{Ask, Grant},
+    bucket::{Draw, Grant},
     places::{Limit, Place},
     rate::Rate,
     shares::{Share, Shares},
@@ -34,10 +32,6 @@ pub(crate) const PARKED_ON: &str = "limit:";
 
 /// What is parked on the share of its user.
 pub(crate) const USER: &str = "limit:user";
-
-/// What is parked on a limit is brought up as soon as the limit has room, and after this long at the
-/// latest: by then a setting may be gone that nobody remembers.
-pub(crate) const AT_THE_LATEST: Duration = Duration::from_secs(10 * 60);
 
 /// What becomes of a request that finds a limit full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -23,8 +23,8 @@ pub enum Outcome {
     Parked {
         /// What it waits for: a dependency's name, or `not_before`.
         on: String,
-        /// How long until it is looked at again.
-        due_in: Duration,
+        /// How long until it goes on. `None`: until it is let go.
+        due_in: Option<Duration>,
     },
     /// Given up for good and kept for a person to see.
     Dead {
@@ -176,7 +176,7 @@ pub enum StepError {
 pub fn after_failure(error: StepError, attempt: u32, policy: &RetryPolicy, chance: f64) -> Outcome {
     match error {
         StepError::Refused(failure) => Outcome::Dead { failure },
-        StepError::NotAdmitted { on, retry_in } => Outcome::Parked { on, due_in: retry_in },
+        StepError::NotAdmitted { on, retry_in } => Outcome::Parked { on, due_in: Some(retry_in) },
         StepError::Transient { failure, .. } if attempt >= policy.max_attempts => Outcome::Dead {
             failure: Failure::new(
                 ErrorCode::Attempts,

@@ -6,6 +6,7 @@
 //!     hatch    a few deliveries between the subscription and the corridor  link       reaching it
 //!     settler  one owner of all that is said about deliveries              watermark  how much at once
 //!   quarantine what to do about a message that kills connections           topology   what must exist
+//!   turn       in order: one worker consumes at a time
 //!   watchdog   notices a subscription that brings nothing                  greeting   what the broker is
 //! side         the second connection: monitor (depths), publisher, replies version    what follows
 //! ```
@@ -38,6 +39,7 @@ pub(crate) mod stand_in;
 mod supervisor;
 mod topology;
 mod trouble;
+mod turn;
 mod version;
 mod watchdog;
 mod watermark;
@@ -150,7 +152,7 @@ pub fn start(
         stop,
         closing: CancellationToken::new(),
         hatch: Arc::default(),
-        board: Board::new(),
+        board: Board::new(!settings.in_order),
         depth: watch::Sender::new(Depth::default()),
         lost: Arc::default(),
     };

@@ -1,6 +1,7 @@
 //! The corridor: slot → delivery → task → outcome → settlement, and the drain at its end.
 
 mod drain;
+mod in_order;
 mod settings;
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -23,11 +24,15 @@ use crate::{
     pause::{Pauses, Reason},
     queue::{Inbox, Ticket},
     stop::Stop,
-    telemetry::{self, metrics},
+    telemetry,
 };
 
 /// How long a request that the hard stop interrupts has to be put down in the ledger.
 const PUT_DOWN: Duration = Duration::from_secs(2);
+
+/// How often it is looked what may be let go, while there is something: the places under a limit are
+/// filled again as soon.
+const LETTING_GO: Duration = Duration::from_millis(25);
 
 /// How long after Postgres' return due work is left alone.
 const HEAD_START: Duration = Duration::from_secs(1);
@@ -59,29 +64,34 @@ impl<K: Keeper> Worker<K> {
         stop: Stop,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(settings.concurrency));
-        let share = settings.slots(settings.due_share).unwrap_or(settings.concurrency);
+        let due_share = Arc::new(Semaphore::new(settings.due_slots()));
         Self {
             handler,
             settings,
             pauses,
             stop,
             slots,
-            due_share: Arc::new(Semaphore::new(share)),
+            due_share,
             tasks: TaskTracker::new(),
             tally: Arc::default(),
         }
     }
 
     /// Works until a stop is asked for and what was begun has come to an end, or the grace is over.
-    pub(crate) async fn run(self, mut inbox: Inbox) -> Drained {
+    /// `in_order` brings requests of ordered kinds, where there are such.
+    pub(crate) async fn run(self, mut inbox: Inbox, in_order: Option<Inbox>) -> Drained {
         let asked = async {
             self.stop.asked().await;
             self.tally.start();
             self.pauses.add(Reason::Drain);
             Instant::now()
         };
-        let (since, (), ()) =
-            tokio::join!(asked, self.take_deliveries(&mut inbox), self.take_due());
+        let (since, (), (), ()) = tokio::join!(
+            asked,
+            self.take_deliveries(&mut inbox),
+            Box::pin(self.take_in_order(in_order)),
+            self.take_due()
+        );
         self.drain(since).await
     }
 
@@ -122,16 +132,22 @@ impl<K: Keeper> Worker<K> {
     /// Due work walks the same way. It waits in line for its first slot like every delivery does,
     /// and holds no more than its share of the slots: neither can starve the other.
     async fn take_due(&self) {
+        let most = self.settings.due_slots();
         let lease = self.handler.kinds.longest_timeout() + self.handler.ledger.lease_margin();
         let mut at_once = false;
+        // What goes on by the clock is looked for at this pace, and what is let go more often.
+        let poll = self.handler.ledger.due_poll();
+        let mut looked_for_all = Instant::now();
         loop {
-            let mut limited = false;
             if !at_once {
+                let letting_go = self.handler.is_letting_go();
                 tokio::select! {
                     biased;
                     () = self.stop.asked() => return,
-                    () = sleep(self.handler.ledger.due_poll()) => {}
-                    () = self.room() => limited = true,
+                    // Somebody is first in a line now, and goes on by the clock.
+                    () = self.handler.line.advanced() => at_once = true,
+                    () = self.room() => {}
+                    () = sleep(if letting_go { poll.min(LETTING_GO) } else { poll }) => {}
                 }
             }
             if self.pauses.contains(&Reason::Postgres) {
@@ -154,6 +170,11 @@ impl<K: Keeper> Worker<K> {
                     () = self.pauses.until_without(&Reason::Operator) => continue,
                 }
             }
+            let for_all = at_once || looked_for_all.elapsed() >= poll;
+            let enough = if for_all { most } else { self.handler.may_let_go().min(most) };
+            if enough == 0 {
+                continue;
+            }
             let changes = self.pauses.changes();
             let Some(share) = self.permit(&self.due_share).await else { return };
             let Some(first) = self.slot().await else { return };
@@ -167,9 +188,14 @@ impl<K: Keeper> Worker<K> {
                     () = sleep(HEAD_START) => continue,
                 }
             }
+            if for_all {
+                looked_for_all = Instant::now();
+            }
             let mut slots = vec![Slot::new(first, Some(share))];
             let until = Instant::now() + GATHER;
-            while let Ok(share) = Arc::clone(&self.due_share).try_acquire_owned() {
+            while slots.len() < enough
+                && let Ok(share) = Arc::clone(&self.due_share).try_acquire_owned()
+            {
                 let slot = match Arc::clone(&self.slots).try_acquire_owned() {
                     Ok(slot) => slot,
                     // In line with the deliveries, so that each gets one in turn.
@@ -190,25 +216,22 @@ impl<K: Keeper> Worker<K> {
                 biased;
                 // What it has claimed by then comes back with its lease.
                 () = self.stop.forced() => return,
-                due = self.handler.due(slots.len(), limited, lease) => due,
+                due = self.handler.bring_up(slots.len(), lease, fastrand::f64()) => due,
             };
             let Ok(due) = due else {
                 at_once = false;
                 continue;
             };
             at_once = due.len() == slots.len();
-            for (due, slot) in due.into_iter().zip(slots) {
-                if due.crashes > 0 {
-                    metrics::taken_over();
-                }
-                self.begin(Started::Due(due), None, slot);
+            for (started, slot) in due.into_iter().zip(slots) {
+                self.begin(started, None, slot);
             }
         }
     }
 
     /// Completes when a limit may have room for what is parked on it.
     async fn room(&self) {
-        self.handler.gate.room().await;
+        self.handler.lobby.room().await;
         sleep(ROOM).await;
     }
 
@@ -296,6 +319,7 @@ async fn work(
     };
     handler.became(&outcome);
     tally.ended(&outcome);
+    handler.line.ended(&attempt, &outcome);
     attempt.ended(&outcome, attempt.kind().and_then(|kind| handler.kinds.get(kind)));
     outcome
 }

@@ -7,6 +7,8 @@
 //! | [`rabbit`], [`postgres`] | one private server each: start, stop, kill, start again |
 //! | [`demo`] | the worker at work, with trouble on the way |
 //! | [`recovery`] | how long it takes to go on after a server has come back |
+//! | [`order`] | that the order of a user's requests is kept, under kills |
+//! | [`storm`] | what a dependency in trouble costs those who do not need it |
 //! | [`limits`] | what limits and shares promise: a limit that learns, a user who floods |
 //! | [`mod@drill`] | `longshore drill` at full size, on servers that are restarted meanwhile |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
@@ -37,6 +39,7 @@ pub mod compat;
 pub mod demo;
 pub mod drill;
 pub mod limits;
+pub mod order;
 pub mod place;
 pub mod postgres;
 pub mod programs;
@@ -44,4 +47,5 @@ pub mod rabbit;
 pub mod recovery;
 mod server;
 pub mod services;
+pub mod storm;
 mod worker;

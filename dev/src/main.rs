@@ -9,7 +9,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use longshore_dev::{
-    bench, broken, compat, demo, drill, hold, limits, recovery, services::Services, stub::Stub,
+    bench, broken, compat, demo, drill, hold, limits, order, recovery, services::Services, storm,
+    stub::Stub,
 };
 
 /// Private servers for developing and testing Longshore.
@@ -49,8 +50,12 @@ enum Command {
         /// Names of patches in `dev/broken`; all of them without any.
         names: Vec<String>,
     },
+    /// Show that the requests of each user are applied in their order, under kills and failing calls.
+    Order(order::Options),
     /// Measure how soon the worker goes on after its servers have come back.
     Recovery(recovery::Options),
+    /// Show what a dependency in trouble costs those who do not need it, and itself.
+    Storm(storm::Options),
     /// Measure what limits and shares promise: a limit that learns, a user who floods.
     Limits(limits::Options),
     /// One of the ways that `bench` compares with; started by it.
@@ -136,6 +141,16 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Limits(options) => {
             if !limits::run(&options).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Order(options) => {
+            if !order::run(&options).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Storm(options) => {
+            if !storm::run(&options).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -3,7 +3,8 @@
 //! `POST /geocoder/verify` answers `{"address": …, "verified": true}`, `POST /mailer/welcome`
 //! answers `{"queued": true}`, any other path `{"ok": true}`. How a service behaves is set for the
 //! first part of its path, in process ([`Stub::behave`]) or from outside:
-//! `PUT /_control/geocoder` with `{"behaviour": "hang"}`. `GET /_calls` is what it remembers.
+//! `PUT /_control/geocoder` with `{"behaviour": "hang"}`. `GET /_calls` is what it remembers, and
+//! `GET /_busiest/geocoder` the most calls that it had at once since this was last asked.
 
 mod behaviour;
 mod line;
@@ -50,6 +51,17 @@ struct Inner {
     arrivals: watch::Sender<BTreeMap<String, u64>>,
     /// Calls under way to services that hinder themselves.
     crowds: Mutex<HashMap<String, u32>>,
+    /// Calls that are under way, by service, and the most since somebody asked.
+    busy: Mutex<HashMap<String, (u64, u64)>>,
+}
+
+/// A call under way; one whose caller has gone ends as well.
+struct Busy<'a>(&'a Inner, String);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.0.busy().entry(std::mem::take(&mut self.1)).or_default().0 -= 1;
+    }
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +93,7 @@ impl Stub {
         let router = Router::new()
             .route("/_control/{service}", put(control))
             .route("/_calls", get(calls))
+            .route("/_busiest/{service}", get(busiest))
             .fallback(answer)
             .with_state(Arc::clone(&inner))
             .into_make_service_with_connect_info::<Line>();
@@ -142,6 +155,15 @@ pub async fn calls_at(url: &str) -> anyhow::Result<HashMap<String, Calls>> {
     Ok(serde_json::from_slice(&answer)?)
 }
 
+/// The most calls at once that a service of a stub in another process had since this was last asked.
+///
+/// # Errors
+/// When it does not answer within ten seconds.
+pub async fn busiest_at(url: &str, service: &str) -> anyhow::Result<u64> {
+    let asked = client()?.get(format!("{url}/_busiest/{service}")).send().await?;
+    Ok(asked.error_for_status()?.text().await?.parse()?)
+}
+
 impl Inner {
     fn behave(&self, service: &str, behaviour: Behaviour) -> bool {
         let chance = match &behaviour {
@@ -188,6 +210,19 @@ impl Inner {
 
     fn crowds(&self) -> MutexGuard<'_, HashMap<String, u32>> {
         self.crowds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call comes in.
+    fn begins(&self, service: &str) -> Busy<'_> {
+        let mut busy = self.busy();
+        let (now, most) = busy.entry(service.to_owned()).or_default();
+        *now += 1;
+        *most = (*most).max(*now);
+        Busy(self, service.to_owned())
+    }
+
+    fn busy(&self) -> MutexGuard<'_, HashMap<String, (u64, u64)>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -243,6 +278,11 @@ async fn calls(State(inner): State<Arc<Inner>>) -> Json<HashMap<String, Calls>> 
     Json(inner.memory().calls())
 }
 
+/// The most calls at once since this was last asked.
+async fn busiest(State(inner): State<Arc<Inner>>, Path(service): Path<String>) -> Json<u64> {
+    Json(inner.busy().get_mut(&service).map_or(0, |(now, most)| std::mem::replace(most, *now)))
+}
+
 async fn answer(
     State(inner): State<Arc<Inner>>,
     ConnectInfo(line): ConnectInfo<Line>,
@@ -265,6 +305,7 @@ async fn answer(
         return StatusCode::OK.into_response();
     }
     let treatment = inner.treatment(&service);
+    let _busy = inner.begins(&service);
     let asked = memory::asked(method.as_str(), uri.path(), &body);
     inner.memory().called(key.unwrap_or_default(), asked);
     inner.arrivals.send_modify(|arrivals| {

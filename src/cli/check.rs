@@ -49,7 +49,17 @@ pub(super) async fn run(config: Config) -> Exit {
         };
     tell_all(&mut tell, "postgres", found);
 
-    for finding in queue::check(&config.queue, config.worker.max_message_bytes).await {
+    let mut findings = queue::check(&config.queue, config.worker.max_message_bytes).await;
+    if config.kinds.values().any(|kind| kind.ordered_by.is_some()) {
+        let ordered = queue::check(&config.queue.ordered(), config.worker.max_message_bytes).await;
+        for finding in ordered {
+            // What both have is told once.
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+    }
+    for finding in findings {
         match finding.level {
             Level::Problem => tell("rabbitmq", Some(finding.text)),
             Level::Good | Level::Note => outln!("{:<13} ok: {}", "rabbitmq", finding.text),

@@ -96,23 +96,31 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Exit {
         line,
         message: body.and_then(|body| prepare(body, known.as_deref(), limit, reply_to.as_deref())),
     });
-    let exchange = config.queue.exchange.as_str();
+    let ordered = |kind: &str| config.kinds.get(kind).is_some_and(|it| it.ordered_by.is_some());
+    // One after another where an order is to be kept.
+    let in_order = config.kinds.values().any(|kind| kind.ordered_by.is_some());
+    let in_flight = if in_order { 1 } else { IN_FLIGHT };
+    let queue = &config.queue;
     let results = stream::iter(candidates)
         .map(|candidate| {
             let publisher = publisher.clone();
             async move {
                 let published = match candidate.message {
-                    Ok((id, kind, message)) => publisher
-                        .publish(exchange, &kind, &message, true)
-                        .await
-                        .map(|_| id)
-                        .map_err(|error| error.to_string()),
+                    Ok((id, kind, message)) => {
+                        let exchange =
+                            if ordered(&kind) { &queue.ordered_exchange } else { &queue.exchange };
+                        publisher
+                            .publish(exchange, &kind, &message, true)
+                            .await
+                            .map(|_| id)
+                            .map_err(|error| error.to_string())
+                    }
                     Err(refused) => Err(format!("refused: {refused}")),
                 };
                 (candidate.line, published)
             }
         })
-        .buffered(IN_FLIGHT);
+        .buffered(in_flight);
     let (mut confirmed, mut failed) = (0_u64, 0_u64);
     let mut results = Box::pin(results);
     while let Some((line, published)) = results.next().await {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Config;
+use crate::ledger::ORDER;
 
 /// RabbitMQ's default `consumer_timeout`: a delivery that is not settled by then closes the channel.
 /// <https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout>
@@ -80,6 +81,13 @@ fn between(config: &Config, in_rust: &[&str], say: &mut impl FnMut(&str, String)
                 "is shorter than ledger.statement_timeout = {:?}, so that others could take over what is only being written; raise it",
                 ledger.statement_timeout
             ),
+        );
+    }
+    if config.dependencies.contains_key(ORDER) {
+        say(
+            &format!("dependencies.{ORDER}"),
+            "is what requests are parked on that wait for an earlier one; use another name"
+                .to_owned(),
         );
     }
     for (name, kind) in &config.kinds {

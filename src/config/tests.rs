@@ -304,6 +304,20 @@ fn settings_that_contradict_each_other_are_told_with_the_remedy() {
         ("[queue]\nreconnect_max = \"1ms\"", "queue.reconnect_max", "reconnect_initial"),
         ("[queue]\nstall_timeout = \"6s\"", "queue.stall_timeout", "two poll_interval"),
         ("[queue]\ndead_queue = \"longshore.requests\"", "queue.dead_queue", "another name"),
+        (
+            "[queue]\nordered_exchange = \"longshore\"",
+            "queue.ordered_exchange",
+            "another purpose already",
+        ),
+        ("[queue]\nordered_name = \"longshore.dead\"", "queue.ordered_name", "use another name"),
+        ("[worker]\nmax_in_line = 0", "worker.max_in_line", "at least 1"),
+        (
+            "[kinds.k]\napply = \"f\"\napply_batch = \"g\"\nordered_by = \"user_id\"",
+            "kinds.k.apply_batch",
+            "leave it out",
+        ),
+        ("[kinds.k]\napply = \"f\"\nordered_by = \"kind\"", "kinds.k.ordered_by", "user_id"),
+        ("[dependencies.order]\nurl = \"http://d\"", "dependencies.order", "use another name"),
         ("[defaults.kind]\nmax_delay = \"1ms\"", "defaults.kind.max_delay", "initial_delay"),
         (
             "[dependencies.d]\nurl = \"http://d\"\ntimeout = \"1s\"",

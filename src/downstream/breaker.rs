@@ -122,13 +122,20 @@ impl Breaker {
 
     /// Whether a call would be let through at `now`.
     pub(crate) fn admits(&self, now: Instant) -> bool {
+        self.room(now) != Some(0)
+    }
+
+    /// How many calls would be let through at `now`: `None` for as many as come.
+    pub(crate) fn room(&self, now: Instant) -> Option<usize> {
+        let probes = self.settings.probes as usize;
         match (self.mode, &self.state) {
-            (Mode::Open, _) => false,
-            (Mode::Observe, _) | (_, State::Closed { .. }) => true,
-            (_, State::Open { until }) => *until <= now,
-            (_, State::HalfOpen { probes, .. }) => {
-                let under_way = probes.iter().filter(|probe| probe.expires > now).count();
-                under_way < self.settings.probes as usize
+            (Mode::Open, _) => Some(0),
+            (Mode::Observe, _) | (_, State::Closed { .. }) => None,
+            (_, State::Open { until }) if *until > now => Some(0),
+            (_, State::Open { .. }) => Some(probes),
+            (_, State::HalfOpen { probes: under_way, .. }) => {
+                let under_way = under_way.iter().filter(|probe| probe.expires > now).count();
+                Some(probes.saturating_sub(under_way))
             }
         }
     }

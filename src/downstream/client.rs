@@ -38,6 +38,8 @@ pub(super) struct Client {
     http: reqwest::Client,
     base: Url,
     headers: HeaderMap,
+    /// Tells how much time a call has.
+    budget_header: Option<HeaderName>,
     max_response_bytes: usize,
 }
 
@@ -83,7 +85,12 @@ impl Client {
             value.set_sensitive(true);
             headers.insert(header, value);
         }
-        Ok(Self { http, base, headers, max_response_bytes: settings.max_response_bytes })
+        let budget_header = match settings.budget_header.as_str() {
+            "" => None,
+            name => Some(name.parse().map_err(|_| "budget_header is not valid".to_owned())?),
+        };
+        let max_response_bytes = settings.max_response_bytes;
+        Ok(Self { http, base, headers, budget_header, max_response_bytes })
     }
 
     /// See [`call::prepare`].
@@ -95,10 +102,19 @@ impl Client {
         call::prepare(call, &self.base, &self.headers, request)
     }
 
-    /// Sends a call and reads its answer, without a deadline of its own. `what` is the method and
-    /// the dependency, for errors.
-    pub(super) async fn send(&self, what: &str, call: Prepared) -> Judged<Option<String>> {
+    /// Sends a call and reads its answer, without a deadline of its own: `time` is what it is told to
+    /// have. `what` is the method and the dependency, for errors.
+    pub(super) async fn send(
+        &self,
+        what: &str,
+        mut call: Prepared,
+        time: Duration,
+    ) -> Judged<Option<String>> {
         let failed = Verdict::Failure { retry_after: None };
+        if let Some(name) = &self.budget_header {
+            let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            call.headers.insert(name.clone(), HeaderValue::from(millis));
+        }
         let mut sent = self.http.request(call.method, call.url).headers(call.headers);
         if let Some(body) = call.body {
             sent = sent.body(body);

@@ -1,7 +1,11 @@
 //! One dependency: its breaker, its limit and its client, behind one door.
 
+mod limits;
+mod parked;
+mod steering;
+
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -13,11 +17,11 @@ use super::{
     breaker::{Admission, Breaker, Permit, Refusal, Verdict},
     classify,
     client::Client,
-    standing::Standing,
-    tell,
+    release::Release,
+    tell, turn,
 };
 use crate::{
-    limit::{AT_THE_LATEST, Bounds, Limit, PerSecond, Place},
+    limit::{Bounds, Limit, PerSecond, Place},
     outcome::{ErrorCode, Failure, StepError},
     request::Request,
     steer::Mode,
@@ -65,6 +69,9 @@ pub struct Dependency {
     /// The door before the calls: room for those under way, and for those that come next.
     bounds: Bounds,
     breaker: Mutex<Breaker>,
+    release: Mutex<Release>,
+    /// Requests that were let go and have not called yet.
+    coming: Arc<AtomicUsize>,
     /// What holds where nobody steers.
     configured: (Mode, usize),
 }
@@ -97,6 +104,8 @@ impl Dependency {
                 settings.when_full,
             ),
             breaker: Mutex::new(breaker),
+            release: Mutex::new(Release::new(settings.release.clone(), Instant::now())),
+            coming: Arc::default(),
             configured: (settings.breaker.mode, settings.max_in_flight),
         })
     }
@@ -117,68 +126,6 @@ impl Dependency {
         self.breaker().admits(Instant::now())
     }
 
-    /// Its limits, as those see them who have not begun yet.
-    pub(crate) fn bounds(&self) -> &Bounds {
-        &self.bounds
-    }
-
-    /// The same, to be passed: twice as many as may be under way at once are let in, or so many if
-    /// that is more, so that calls are ready when others end, and no more slots are held by them.
-    pub(crate) fn door(&self, least: usize) -> &Bounds {
-        self.bounds.set_most(Some(least.max(2 * self.limit.wanted())));
-        &self.bounds
-    }
-
-    /// How many of those that are parked on its limits are to be brought up now.
-    pub(crate) fn room(&self) -> usize {
-        let free = self.limit.wanted().saturating_sub(self.limit.taken());
-        if free > 0 && self.admits() { self.bounds.room() } else { 0 }
-    }
-
-    /// How it stands now.
-    pub fn standing(&self) -> Standing {
-        let numbers = self.breaker().numbers(Instant::now());
-        Standing::new(numbers, self.limit.taken(), self.limit.wanted(), self.bounds.standing())
-    }
-
-    /// Steers it: who decides about its breaker, and how many calls may be under way at once.
-    /// how many may be begun a second. `None` is what the settings say. Returns what was changed, name
-    /// and new value.
-    pub fn steer(
-        &self,
-        mode: Option<Mode>,
-        limit: Option<usize>,
-        rate: Option<f64>,
-    ) -> Vec<(&'static str, String)> {
-        let mut changed = Vec::new();
-        let (mode, limit) = (mode.unwrap_or(self.configured.0), limit.unwrap_or(self.configured.1));
-        let (before, transition) = {
-            let mut breaker = self.breaker();
-            (breaker.mode(), breaker.set_mode(mode, Instant::now()))
-        };
-        if mode != before {
-            metrics::breaker_mode(&self.name, mode.name());
-            changed.push(("breaker", mode.name().to_owned()));
-        }
-        tell::transition(&self.name, transition);
-        if self.limit.most() != limit {
-            self.limit.set(limit);
-            changed.push(("limit", limit.to_string()));
-        }
-        if self.bounds.steer(self.bounds.most(), rate).1 {
-            let now = self.bounds.rate().per();
-            changed.push(("rate", now.map_or("none".to_owned(), |per| per.rate.to_string())));
-        }
-        changed
-    }
-
-    /// Exports what changes without a call.
-    pub fn export(&self) {
-        let standing = self.standing();
-        metrics::breaker_state(&self.name, standing.state);
-        metrics::calls_in_flight(&self.name, standing.in_flight, standing.max_in_flight);
-    }
-
     /// Runs any work under the breaker, the limit and the timeout of this dependency, for
     /// handlers written in Rust. The work is polled only once it is let through; it gets `budget`
     /// or the dependency's timeout, whichever is less. Work that is dropped gives its place back
@@ -192,16 +139,7 @@ impl Dependency {
         budget: Duration,
         work: impl Future<Output = Judged<T>>,
     ) -> Result<T, StepError> {
-        let asked = Instant::now();
-        let what = format!("call to {}", self.name);
-        let patience = LIMIT_WAIT.min(budget / 2);
-        if self.bounds.rate().per().is_some()
-            && self.admits()
-            && tokio::time::timeout(patience, self.bounds.rate().take(true)).await.is_err()
-        {
-            return Err(self.full());
-        }
-        self.guarded(&what, false, budget.saturating_sub(asked.elapsed()), work).await
+        self.guarded(&format!("call to {}", self.name), false, true, budget, |_| work).await
     }
 
     /// See [`super::Downstream::call`].
@@ -215,7 +153,8 @@ impl Dependency {
         let what = format!("{} to {}", call.method, self.name);
         match self.client.prepare(call, request) {
             Ok(prepared) => {
-                self.guarded(&what, last, budget, self.client.send(&what, prepared)).await
+                let send = |time| self.client.send(&what, prepared, time);
+                self.guarded(&what, last, false, budget, send).await
             }
             Err(why) => {
                 metrics::call(&self.name, "refused", None);
@@ -230,12 +169,14 @@ impl Dependency {
         self.client.reach(self.timeout).await
     }
 
-    async fn guarded<T>(
+    /// `work` is begun with the time that it has. Who `pays` has no token of its rate yet.
+    async fn guarded<T, F: Future<Output = Judged<T>>>(
         &self,
         what: &str,
         last: bool,
+        pays: bool,
         budget: Duration,
-        work: impl Future<Output = Judged<T>>,
+        work: impl FnOnce(Duration) -> F,
     ) -> Result<T, StepError> {
         if budget.is_zero() {
             return Err(classify::transient(
@@ -244,9 +185,9 @@ impl Dependency {
             ));
         }
         let asked = Instant::now();
-        let leave = self.admit(last, budget).await?;
+        let leave = self.admit(last, pays, budget).await?;
         let time = budget.saturating_sub(asked.elapsed()).min(self.timeout);
-        let Judged { result, verdict } = match tokio::time::timeout(time, work).await {
+        let Judged { result, verdict } = match tokio::time::timeout(time, work(time)).await {
             Ok(judged) => judged,
             Err(_elapsed) => {
                 let whose =
@@ -264,27 +205,44 @@ impl Dependency {
     }
 
     /// A place under the limit first, so that no probe is spent on a call without one. Who finds
-    /// none waits in line for it, unless the breaker would refuse it anyway.
-    async fn admit(&self, last: bool, budget: Duration) -> Result<Leave<'_>, StepError> {
+    /// none waits in line for it, unless the breaker would refuse it anyway. While requests are
+    /// parked, who has just come goes behind them: it is no probe, takes no place of the second half,
+    /// and waits for none.
+    async fn admit(
+        &self,
+        last: bool,
+        pays: bool,
+        budget: Duration,
+    ) -> Result<Leave<'_>, StepError> {
+        let let_go = turn::arrives(&self.name);
+        let behind = let_go.is_none() && self.release().is_waiting();
         let not_admitted = |retry_in| {
             metrics::call(&self.name, "not_admitted", None);
             StepError::NotAdmitted { on: self.name.clone(), retry_in }
         };
         let chance = fastrand::f64();
+        // No longer than half of its time, so that a place is worth having.
+        let patience = LIMIT_WAIT.min(budget / 2);
+        if pays && !behind && self.admits() && !self.pay(patience).await {
+            return Err(self.full());
+        }
         let place = match self.limit.try_take() {
+            Some(place) if behind && !self.is_spare() => {
+                drop(place);
+                None
+            }
             Some(place) => Some(place),
-            None if !self.admits() => None,
-            // No longer than half of its time, so that a place is worth having.
-            None => tokio::time::timeout(LIMIT_WAIT.min(budget / 2), self.limit.take())
-                .await
-                .ok()
-                .flatten(),
+            None if behind || !self.admits() => None,
+            None => match tokio::time::timeout(patience, self.limit.take()).await {
+                Ok(Some(place)) => Some(place),
+                Ok(None) | Err(_) => return Err(self.full()),
+            },
         };
         let Some(place) = place else {
-            return Err(self.full());
+            return Err(not_admitted(LIMIT_WAIT.mul_f64(0.5 + chance)));
         };
         let now = Instant::now();
-        let admitted = self.breaker().admit(last, now, chance);
+        let admitted = self.breaker().admit(last || behind, now, chance);
         match admitted {
             Ok(Admission { permit, transition, unenforced }) => {
                 tell::transition(&self.name, transition);
@@ -293,14 +251,13 @@ impl Dependency {
                 }
                 Ok(Leave { dependency: self, permit: Some(permit), since: now, place })
             }
-            Err(Refusal { retry_in }) => Err(not_admitted(retry_in)),
+            Err(Refusal { retry_in }) => {
+                if last && let_go.is_some() {
+                    self.release().turned_away(retry_in, now);
+                }
+                Err(not_admitted(retry_in))
+            }
         }
-    }
-
-    /// It is brought up again when there is room.
-    fn full(&self) -> StepError {
-        metrics::call(&self.name, "not_admitted", None);
-        StepError::NotAdmitted { on: self.bounds.on().to_owned(), retry_in: AT_THE_LATEST }
     }
 
     fn record(&self, permit: Permit, verdict: Verdict) {

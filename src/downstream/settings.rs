@@ -6,7 +6,7 @@ use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{breaker, call::header_problem};
+use super::{breaker, call::header_problem, release};
 use crate::{
     limit::{self, WhenFull},
     steer::MOST_IN_FLIGHT,
@@ -47,6 +47,10 @@ pub struct Settings {
     pub when_full: WhenFull,
     /// Requests parked on this dependency before the worker stops consuming.
     pub max_parked: u64,
+    /// How what is parked goes on once the dependency has recovered.
+    pub release: release::Settings,
+    /// The header that tells a call how many milliseconds it has; empty for none.
+    pub budget_header: String,
     /// Headers sent with every call, such as `authorization`.
     pub headers: BTreeMap<String, SecretString>,
     /// Certificate authorities in PEM form that are trusted besides the machine's own.
@@ -114,6 +118,11 @@ impl Settings {
             check(false, setting, wrong);
         }
         check(self.max_parked > 0, "max_parked", "is 0, must be at least 1");
+        if !self.budget_header.is_empty()
+            && let Some(wrong) = header_problem(&self.budget_header, "1")
+        {
+            check(false, "budget_header", wrong);
+        }
         for (name, value) in &self.headers {
             if let Some(wrong) = header_problem(name, value.expose_secret()) {
                 check(false, &format!("headers.{name}"), wrong);
@@ -125,8 +134,12 @@ impl Settings {
             "breaker.probe_timeout",
             "must be at least as long as the dependency's timeout",
         );
-        let breaker = self.breaker.problems().into_iter();
-        problems.extend(breaker.map(|(setting, wrong)| (format!("breaker.{setting}"), wrong)));
+        for (section, found) in
+            [("breaker", self.breaker.problems()), ("release", self.release.problems())]
+        {
+            let found = found.into_iter();
+            problems.extend(found.map(|(setting, wrong)| (format!("{section}.{setting}"), wrong)));
+        }
         problems
     }
 }

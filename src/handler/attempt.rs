@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::{Handler, holding::Held};
 use crate::{
     clock,
+    downstream::Coming,
     kind::Kind,
     ledger::{Due, Fence, Finish, Hold, Keeper, Verdict},
     outcome::Outcome,
@@ -20,7 +21,14 @@ pub(crate) enum Started {
     /// A message from the queue. Boxed, for it is handed on a few times.
     Delivered { message: Box<Message>, redelivered: bool },
     /// A row of the ledger, claimed already.
-    Due(Due),
+    Due {
+        /// The row.
+        due: Due,
+        /// Where it was let go for its dependency.
+        coming: Option<Coming>,
+        /// Where it was let go for a dependency, a limit or a share that has room for it.
+        has_room: bool,
+    },
 }
 
 /// An attempt under way.
@@ -32,15 +40,18 @@ pub(crate) struct Attempt {
     pub(super) number: u32,
     pub(super) max: Option<u32>,
     source: &'static str,
+    let_go: bool,
     pub(super) redelivered: bool,
     /// Workers that vanished over it since an attempt last came to its end.
     pub(super) crashes: u32,
+    /// Others of its user wait for its end.
+    in_line: bool,
     /// The request that has a running row under our fence, or may have one.
     held: Option<(Arc<Request>, Option<Held>)>,
     request: Option<Arc<Request>>,
     malformed: Option<(Option<String>, Option<String>, Option<String>)>,
-    /// It was parked on a limit that has room now.
-    pub(super) pulled: bool,
+    /// It was parked, and let go because there was room: it waits for the rest of it.
+    pub(super) has_room: bool,
     /// The limit that it found full, and how long it waited for it.
     pub(super) limited_by: Option<String>,
     pub(super) limit: Option<Duration>,
@@ -51,34 +62,18 @@ pub(crate) struct Attempt {
 
 impl Attempt {
     pub(crate) fn new(started: &Started, handler: &Handler<impl Keeper>) -> Self {
-        let attempt = Self {
-            started: Instant::now(),
-            received_at: clock::now(),
-            fence: Fence::new(),
-            number: 1,
-            max: None,
-            source: "queue",
-            redelivered: false,
-            crashes: 0,
-            held: None,
-            request: None,
-            malformed: None,
-            pulled: false,
-            limited_by: None,
-            limit: None,
-            claim: None,
-            call: None,
-            finish: None,
-        };
+        let attempt = Self::fresh();
         match started {
             Started::Delivered { redelivered, .. } => Self { redelivered: *redelivered, ..attempt },
-            Started::Due(due) => Self {
+            Started::Due { due, coming, has_room } => Self {
+                let_go: coming.is_some(),
+                has_room: *has_room,
                 received_at: due.received_at,
                 fence: due.fence,
                 number: due.attempt,
                 source: "due",
-                pulled: due.pulled.is_some(),
                 crashes: due.crashes,
+                in_line: due.in_line,
                 held: due.request.as_ref().ok().map(|request| {
                     let lease = handler.lease(&request.kind);
                     let held = handler.holding.hold(&request.id, due.fence, lease);
@@ -89,6 +84,41 @@ impl Attempt {
         }
     }
 
+    /// A request that is only to be put down.
+    pub(crate) fn arrived(request: &Arc<Request>, redelivered: bool) -> Self {
+        Self { redelivered, request: Some(Arc::clone(request)), ..Self::fresh() }
+    }
+
+    fn fresh() -> Self {
+        Self {
+            started: Instant::now(),
+            received_at: clock::now(),
+            fence: Fence::new(),
+            number: 1,
+            max: None,
+            source: "queue",
+            let_go: false,
+            redelivered: false,
+            crashes: 0,
+            in_line: false,
+            held: None,
+            request: None,
+            malformed: None,
+            has_room: false,
+            limited_by: None,
+            limit: None,
+            claim: None,
+            call: None,
+            finish: None,
+        }
+    }
+
+    /// The user whose line it stands in, if it does.
+    pub(super) fn in_line_of(&self) -> Option<&str> {
+        let request = self.held.as_ref().map(|(request, _)| request).or(self.request.as_ref());
+        request.filter(|_| self.in_line).map(|request| request.user_id.as_str())
+    }
+
     pub(super) fn is_of(&mut self, request: &Arc<Request>) {
         self.request = Some(Arc::clone(request));
     }
@@ -96,6 +126,11 @@ impl Attempt {
     pub(super) fn is_malformed(&mut self, malformed: &Malformed) {
         self.malformed =
             Some((malformed.id.clone(), malformed.kind.clone(), malformed.user_id.clone()));
+    }
+
+    /// Whether its dependency has let it go.
+    pub(super) fn is_let_go(&self) -> bool {
+        self.let_go
     }
 
     /// From here on the ledger may hold a running row for it.
@@ -133,7 +168,7 @@ impl Attempt {
             wants_result: false,
             steps: None,
             // Bounded by the ledger's own statement timeout.
-            budget: Duration::MAX,
+            ends: None,
             received_at: self.received_at,
         }
     }
@@ -166,7 +201,7 @@ impl Attempt {
         }
         let (due_in, parked_on) = match outcome {
             Outcome::Retry { due_in, .. } => (Some(*due_in), None),
-            Outcome::Parked { on, due_in } => (Some(*due_in), Some(on.as_str())),
+            Outcome::Parked { on, due_in } => (*due_in, Some(on.as_str())),
             _ => (None, None),
         };
         let millis = |duration: Duration| duration.as_secs_f64() * 1_000.0;

@@ -14,9 +14,6 @@ use crate::{
     telemetry::metrics,
 };
 
-/// The least time that an apply step is given, however little its call has left.
-const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
-
 /// So often in a row Postgres may go away with the same request before its lease is no longer
 /// renewed.
 const SUSPECT: u32 = 3;
@@ -83,12 +80,9 @@ impl<K: Keeper> Handler<K> {
         finish.response = response;
         finish.wants_result = reply::wanted(kind, request).is_some();
         finish.steps = steps;
+        finish.ends = ends;
         let mut away = 0;
         loop {
-            if let Some(ends) = ends {
-                // What a call has already answered deserves a fair try at being applied.
-                finish.budget = ends.saturating_duration_since(Instant::now()).max(LEAST_TO_APPLY);
-            }
             match self.ledger.finish(finish.clone()).await {
                 Err(LedgerError::Away(_)) if matches!(finish.hold, Hold::Claimed(_)) => {
                     self.pauses.until_without(&Reason::Postgres).await;
@@ -213,11 +207,12 @@ impl<K: Keeper> Handler<K> {
         let Some(request) = attempt.held() else {
             return Outcome::GivenBack { why: GiveBack::Stop };
         };
-        let parked = Verdict::Parked { on: "stop".to_owned(), due_in: Duration::ZERO };
+        let on_stop = || "stop".to_owned();
+        let parked = Verdict::Parked { on: on_stop(), due_in: Some(Duration::ZERO) };
         let finish = attempt.finish(&request, parked, false);
         match self.ledger.finish(finish).await {
             Ok(Finished::Committed { .. }) => {
-                Outcome::Parked { on: "stop".to_owned(), due_in: Duration::ZERO }
+                Outcome::Parked { on: on_stop(), due_in: Some(Duration::ZERO) }
             }
             // Its claim may not have been made yet: only the next delivery can tell.
             Ok(_) | Err(_) => Outcome::GivenBack { why: GiveBack::Stop },

@@ -13,13 +13,15 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::helm::Helm;
+use super::{
+    helm::Helm,
+    parked::{self, Bound},
+};
 use crate::{
     admin::{Health, Readiness},
     config::Config,
-    downstream::Dependency,
     handler::Handler,
-    ledger::{Counts, Keeper},
+    ledger::Counts,
     limit::PARKED_ON,
     pause::{Pauses, Reason},
     queue::Status,
@@ -88,15 +90,11 @@ pub(super) fn start(
     slots: Arc<Semaphore>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
-    let dependencies = config.dependencies.iter().map(|(name, dependency)| Bound {
-        on: name.clone(),
-        reason: Reason::Breaker(name.clone()),
-        limit: dependency.max_parked,
+    let dependencies = config.dependencies.iter().map(|(name, dependency)| {
+        Bound::new(name, Reason::Breaker(name.clone()), dependency.max_parked)
     });
-    let kinds = handler.kinds.iter().map(|kind| Bound {
-        on: kind.parked_on(),
-        reason: Reason::Kind(kind.name.clone()),
-        limit: kind.max_parked,
+    let kinds = handler.kinds.iter().map(|kind| {
+        Bound::new(&kind.parked_on(), Reason::Kind(kind.name.clone()), kind.max_parked)
     });
     // The same bounds for what is parked on a limit of theirs.
     let limits =
@@ -104,22 +102,21 @@ pub(super) fn start(
     let limits =
         limits.chain(handler.kinds.iter().map(|it| (format!("kind:{}", it.name), it.max_parked)));
     let limits = limits.chain([("user".to_owned(), config.worker.max_parked)]);
-    let limits = limits.map(|(of, limit)| Bound {
-        on: format!("{PARKED_ON}{of}"),
-        reason: Reason::Limit(of),
-        limit,
-    });
+    let limits =
+        limits.map(|(of, limit)| Bound::new(&format!("{PARKED_ON}{of}"), Reason::Limit(of), limit));
     let bounds = dependencies.chain(kinds).chain(limits).collect();
     tasks.spawn(tell_pauses(house.pauses.clone()));
     tasks.spawn(Arc::clone(&helm).follow(config.worker.steering_interval));
     let told = move |counts: &Counts| helm.counted(counts);
-    tasks.spawn(count(handler.clone(), bounds, config.worker.counts_interval, told));
+    tasks.spawn(parked::keep(handler.clone(), bounds, config.worker.counts_interval, told));
     if let Some(queue) = house.queue.get() {
         tasks.spawn(compare_limits(queue.clone(), config.worker.max_message_bytes));
     }
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
     let tokens = Arc::clone(&handler);
     tasks.spawn(async move { tokens.fetch_tokens().await });
+    let lines = Arc::clone(&handler);
+    tasks.spawn(async move { lines.keep_lines().await });
     tasks.spawn(async move { handler.renew_leases().await });
     tasks
 }
@@ -139,13 +136,6 @@ async fn tell_pauses(pauses: Pauses) {
         }
         (told, changes) = (now, so_far);
     }
-}
-
-/// How much may be parked on something, and why nothing is consumed where it is more.
-pub(crate) struct Bound {
-    pub(crate) on: String,
-    pub(crate) reason: Reason,
-    pub(crate) limit: u64,
 }
 
 /// Tells where the worker would take bodies that the broker does not.
@@ -169,96 +159,11 @@ async fn compare_limits(mut queue: watch::Receiver<Status>, max_message_bytes: u
     }
 }
 
-/// Exports what is in the ledger, and pauses where too much is parked.
-pub(crate) async fn count<K: Keeper>(
-    handler: Arc<Handler<K>>,
-    bounds: Vec<Bound>,
-    every: Duration,
-    tell: impl Fn(&Counts),
-) {
-    let mut ticks = interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = BTreeSet::new();
-    loop {
-        ticks.tick().await;
-        handler.downstream.iter().for_each(Dependency::export);
-        if handler.pauses.contains(&Reason::Postgres) {
-            continue;
-        }
-        let Ok(counts) = handler.ledger.counts().await else { continue };
-        export(&counts, &mut seen);
-        handler.counted(&counts);
-        tell(&counts);
-        for bound in &bounds {
-            let parked =
-                counts.parked.iter().find(|(on, _)| *on == bound.on).map_or(0, |(_, rows)| *rows);
-            bound.keep(&handler.pauses, parked);
-        }
-    }
-}
-
-fn export(counts: &Counts, seen: &mut BTreeSet<String>) {
-    let parked: u64 = counts.parked.iter().map(|(_, rows)| rows).sum();
-    for (state, rows) in [
-        ("running", counts.running),
-        ("waiting", counts.waiting),
-        ("parked", parked),
-        ("dead", counts.dead),
-    ] {
-        metrics::ledger_rows(state, rows);
-    }
-    // What is no longer parked on anything must not be shown for ever.
-    for gone in seen.iter().filter(|on| !counts.parked.iter().any(|(now, _)| now == *on)) {
-        metrics::parked(gone, 0);
-    }
-    for (on, rows) in &counts.parked {
-        metrics::parked(on, *rows);
-        seen.insert(on.clone());
-    }
-}
-
-impl Bound {
-    /// Pauses above the limit, and goes on below nine tenths of it, so that it does not flutter.
-    fn keep(&self, pauses: &Pauses, parked: u64) {
-        let Self { on, reason, limit } = self;
-        if parked >= *limit {
-            if pauses.add(reason.clone()) {
-                warn!(
-                    event = "worker.parked_full",
-                    on, parked, limit, "too much is parked, so nothing is consumed"
-                );
-            }
-        } else if parked < limit - limit / 10 {
-            pauses.remove(reason);
-        }
-    }
-}
-
 async fn watch_slots(slots: Arc<Semaphore>, of: usize) {
     let mut ticks = interval(Duration::from_secs(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         metrics::slots(of.saturating_sub(slots.available_permits()), of);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn too_much_parked_pauses_until_it_has_clearly_become_less() {
-        let pauses = Pauses::default();
-        let reason = Reason::Breaker("mailer".to_owned());
-        let bound = Bound { on: "mailer".to_owned(), reason, limit: 100 };
-        let paused = |parked| {
-            bound.keep(&pauses, parked);
-            pauses.is_paused()
-        };
-        assert_eq!(
-            [paused(99), paused(100), paused(95), paused(90), paused(89)],
-            [false, true, true, true, false]
-        );
     }
 }

@@ -66,6 +66,20 @@ impl Ledger {
                     ));
                 }
             }
+            // For requests of ordered kinds.
+            let name = format!("{schema}.places");
+            let row = client
+                .query_one(
+                    "select has_sequence_privilege($1, 'usage'), current_user::text",
+                    &[&name],
+                )
+                .await?;
+            if !row.get::<_, bool>(0) {
+                let user: String = row.get(1);
+                findings.push(format!(
+                    "user {user} may not use {name}; grant usage on sequence {name} to {user}"
+                ));
+            }
             Ok(findings)
         })
         .await;

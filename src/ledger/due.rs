@@ -23,29 +23,59 @@ pub struct Due {
     pub attempt: u32,
     /// How many workers have vanished over it since an attempt last came to its end.
     pub crashes: u32,
+    /// Whether it stands in the line of its user, so that others wait for its end.
+    pub in_line: bool,
     /// When it was first received.
     pub received_at: OffsetDateTime,
-    /// The limit that it was parked on, where it was brought up because that had room.
-    pub pulled: Option<String>,
+    /// What it was parked on, where it was.
+    pub parked_on: Option<String>,
 }
 
+/// What is to be brought up, at most.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// Requests in all. What is left of them by the gates is for what goes on by the clock.
+    pub limit: usize,
+    /// What may be let go of that is parked, the oldest first, whatever its `due_at`.
+    pub gates: Vec<Gate>,
+    /// How long nobody else may take them.
+    pub lease: Duration,
+}
+
+/// What may be let go that is parked on one thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// The dependency, a paused kind (`kind:…`), or a limit (`limit:…`).
+    pub on: String,
+    /// So many.
+    pub most: usize,
+    /// They are to be probes: of the oldest, those that have used up the fewest attempts, for a probe
+    /// may cost one.
+    pub probes: bool,
+}
+
+/// Of so many of the oldest, probes are chosen.
+pub(super) const PROBES_OF: usize = 1_000;
+
 impl Ledger {
-    /// Claims at most `limit` due requests, longest due first, leaving those that wait for a
-    /// dependency in `closed_to`. Rows that another worker is claiming are skipped.
+    /// Claims what is let go, the oldest first, and what is due, longest due first. Rows that another
+    /// worker is claiming are skipped.
     ///
     /// # Errors
     /// [`LedgerError::Away`]; nothing that was claimed is lost, its lease runs out.
-    pub async fn due(
-        &self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
-    ) -> Result<Vec<Due>, LedgerError> {
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    pub async fn due(&self, ask: &Ask) -> Result<Vec<Due>, LedgerError> {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let gates = || ask.gates.iter();
+        let names: Vec<&str> = gates().map(|gate| gate.on.as_str()).collect();
+        let most: Vec<i64> = gates().map(|gate| number(gate.most)).collect();
+        let oldest: Vec<i64> = gates()
+            .map(|gate| number(if gate.probes { gate.most.max(PROBES_OF) } else { gate.most }))
+            .collect();
+        let (limit, lease) = (number(ask.limit), ask.lease.as_secs_f64());
         let claimed = session::with(&self.pool, self.patience(), async |client| {
             let statement = client.prepare_cached(&self.statements.due).await.map_err(own)?;
             let rows = client
-                .query(&statement, &[&limit, &closed_to, &self.worker, &lease.as_secs_f64()])
+                .query(&statement, &[&limit, &names, &most, &oldest, &self.worker, &lease])
                 .await
                 .map_err(own)?;
             rows.iter().map(read).collect::<Result<Vec<Due>, BatchError>>()
@@ -93,9 +123,9 @@ impl Due {
         identity: (Option<String>, Option<String>),
         message: Message,
         fence: Fence,
-        attempt: i32,
-        crashes: i32,
+        (attempt, crashes, in_line): (i32, i32, bool),
         received_at: OffsetDateTime,
+        parked_on: Option<String>,
     ) -> Self {
         let request = request::decode_or_return(message).map(Arc::new).map_err(|mut refused| {
             (refused.0.id, refused.0.kind) = identity;
@@ -106,8 +136,9 @@ impl Due {
             fence,
             attempt: u32::try_from(attempt).unwrap_or_default(),
             crashes: u32::try_from(crashes).unwrap_or_default(),
+            in_line,
             received_at,
-            pulled: None,
+            parked_on,
         }
     }
 }
@@ -117,41 +148,55 @@ pub(super) fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
     let properties: Properties =
         properties.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
     let message = Message { body: Bytes::from(row.try_get::<_, Vec<u8>>(4)?), properties };
-    let due = Due::revive(
+    Ok(Due::revive(
         (row.try_get(0).ok(), row.try_get(1).ok()),
         message,
         Fence(row.try_get(2)?),
-        row.try_get(3)?,
-        row.try_get(6)?,
+        (row.try_get(3)?, row.try_get(6)?, row.try_get(8)?),
         row.try_get(7)?,
-    );
-    // Only what was parked on a limit says so.
-    let pulled = if row.len() > 8 { row.try_get(8)? } else { None };
-    Ok(Due { pulled, ..due })
+        row.try_get(9)?,
+    ))
 }
 
 /// A due row that was running had its lease expire: its worker vanished, and the attempt is charged
 /// only if it ran as a suspect. The fence is random, as those of the workers.
+///
+/// A row that is let go may have come due as well: it is taken once.
 pub(super) const DUE: &str = "\
-with due as (
-    select request_id
+with released as materialized (
+    select chosen.*
+      from unnest($2::text[], $3::bigint[], $4::bigint[]) as gate(name, most, oldest)
+     cross join lateral (
+           select oldest.request_id, oldest.parked_on
+             from (select r.request_id, r.parked_on, r.attempt, r.received_at
+                     from longshore.requests r
+                    where r.state = 'parked' and r.parked_on = gate.name
+                    order by r.received_at
+                    limit gate.oldest
+                      for update skip locked) oldest
+            order by case when gate.oldest > gate.most then oldest.attempt end, oldest.received_at
+            limit gate.most) chosen
+), due as (
+    select request_id, parked_on
       from longshore.requests
      where state in ('running', 'waiting', 'parked') and due_at <= now()
-       and (parked_on is null or parked_on <> all ($2::text[]))
+       and request_id not in (select request_id from released)
      order by due_at
-     limit $1
+     limit greatest($1 - (select count(*) from released), 0)
        for update skip locked
+), taken as (
+    select * from released union all select * from due
 )
 update longshore.requests r
    set state = 'running', attempt = r.attempt + (r.state <> 'running' or r.alone)::int,
        crashes = case when r.state = 'running' then r.crashes + 1 else 0 end, alone = false,
-       from_queue = false, worker = $3,
+       from_queue = false, worker = $5,
        fence = (random() * 9007199254740992)::bigint,
-       due_at = now() + make_interval(secs => $4), parked_on = null
-  from due
- where r.request_id = due.request_id
+       due_at = now() + make_interval(secs => $6), parked_on = null
+  from taken
+ where r.request_id = taken.request_id
 returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text,
-          r.crashes, r.received_at";
+          r.crashes, r.received_at, r.place is not null, taken.parked_on";
 
 pub(super) const RENEW: &str = "\
 update longshore.requests r

@@ -14,6 +14,7 @@ use std::{
 };
 
 use deadpool_postgres::{GenericClient, Object, Pool};
+use tokio::time::Instant;
 
 pub use self::job::{Finish, Finished, Hold, Verdict};
 use self::{
@@ -44,6 +45,10 @@ pub(super) struct FinishBatch {
 
 /// How much longer than its statements a visit may take before the connection is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The least time that an apply step is given, however little its call or its neighbours have left:
+/// what a call has already answered deserves a try.
+const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
 
 /// Has a finish done in its lane.
 pub(crate) async fn file<B>(lanes: &Lanes<B>, finish: Finish) -> Result<Finished, LedgerError>
@@ -135,12 +140,24 @@ impl FinishBatch {
 
     /// One transaction. Where it is `wary`, what a function refuses is told and fails nobody else.
     async fn visit(&self, jobs: &[Finish], wary: bool) -> Result<Vec<Written>, BatchError> {
-        let limit =
-            jobs.iter().map(|job| job.budget).min().unwrap_or_default().min(self.statement_timeout);
-        session::with(&self.pool, limit + PATIENCE, async |client| {
-            self.transact(client, jobs, limit, wary).await
-        })
-        .await
+        let ends = jobs.iter().filter_map(|job| job.ends).min();
+        let left = ends.map(|ends| ends.saturating_duration_since(Instant::now()));
+        match left
+            .map(|left| left.max(LEAST_TO_APPLY))
+            .filter(|left| *left < self.statement_timeout)
+        {
+            Some(limit) => {
+                let work =
+                    async |client: &mut Object| self.transact(client, jobs, limit, wary).await;
+                session::hurried(&self.pool, limit, PATIENCE, work).await
+            }
+            None => {
+                let limit = self.statement_timeout;
+                let work =
+                    async |client: &mut Object| self.transact(client, jobs, limit, wary).await;
+                session::with(&self.pool, limit + PATIENCE, work).await
+            }
+        }
     }
 
     /// What became of each. The few that only a transaction of their own can tell of get one.

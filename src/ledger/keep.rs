@@ -82,6 +82,21 @@ impl Ledger {
         self.outage.noticed(counts.map_err(LedgerError::from))
     }
 
+    /// Lets go what is parked on what is no gate here any more: a dependency or a kind that was taken
+    /// out of the settings.
+    ///
+    /// # Errors
+    /// [`LedgerError::Away`]; they stay parked then.
+    pub async fn let_go_strays(&self, on: &[&str]) -> Result<(), LedgerError> {
+        let let_go = session::with(&self.pool, self.patience(), async |client| {
+            let statement = client.prepare_cached(&self.statements.strays).await.map_err(own)?;
+            client.execute(&statement, &[&on]).await.map_err(own)?;
+            Ok(())
+        })
+        .await;
+        self.outage.noticed(let_go.map_err(LedgerError::from))
+    }
+
     /// Deletes one batch of old rows by one of the statements; returns how many.
     async fn prune(&self, sql: &str) -> Result<u64, LedgerError> {
         let keep = self.settings.keep_done.as_secs_f64();
@@ -198,6 +213,15 @@ select state, coalesce(parked_on, ''), count(*) from longshore.requests
  where state in ('running', 'waiting', 'parked') group by 1, 2
 union all
 select 'dead', '', count(*) from longshore.requests where state = 'dead'";
+
+/// Who is parked until he is let go has no time, or one after his deadline.
+pub(super) const STRAYS: &str = "\
+update longshore.requests set due_at = now()
+ where request_id in (
+         select request_id from longshore.requests
+          where state = 'parked' and parked_on = any ($1)
+            and (due_at = 'infinity' or due_at > deadline)
+          order by received_at limit 1000 for update skip locked)";
 
 /// Done requests, and the history of what is gone. Dead ones stay until a person deals with them.
 pub(super) const PRUNE: [&str; 2] = [

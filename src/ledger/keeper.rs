@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use super::{
-    Claim, Claimed, Counts, Due, Fence, Finish, Finished, Lease, Ledger, LedgerError, OfUsers,
+    Ask, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish, Finished, Lease, Ledger,
+    LedgerError, OfUsers, Whose,
 };
 use crate::{
-    limit::{Ask, Grant},
+    limit::{Draw, Grant},
     outcome::Failure,
     request::Message,
 };
@@ -18,18 +19,7 @@ pub(crate) trait Keeper: Send + Sync + 'static {
 
     fn finish(&self, finish: Finish) -> impl Future<Output = Result<Finished, LedgerError>> + Send;
 
-    fn due(
-        &self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
-    ) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
-
-    fn limited(
-        &self,
-        wanted: &[(String, usize)],
-        lease: Duration,
-    ) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
+    fn due(&self, ask: &Ask) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
 
     fn of_users(
         &self,
@@ -40,7 +30,7 @@ pub(crate) trait Keeper: Send + Sync + 'static {
     fn tokens(
         &self,
         bucket: &str,
-        ask: Ask,
+        draw: Draw,
     ) -> impl Future<Output = Result<Grant, LedgerError>> + Send;
 
     fn renew(&self, held: &[Lease]) -> impl Future<Output = Result<(), LedgerError>> + Send;
@@ -51,6 +41,15 @@ pub(crate) trait Keeper: Send + Sync + 'static {
         fence: Fence,
     ) -> impl Future<Output = Result<bool, LedgerError>> + Send;
 
+    fn enter(
+        &self,
+        entries: &[Entry],
+    ) -> impl Future<Output = Result<Vec<Entered>, LedgerError>> + Send;
+
+    fn advance(&self, whose: &Whose) -> impl Future<Output = Result<u64, LedgerError>> + Send;
+
+    fn in_line(&self, at_most: u64) -> impl Future<Output = Result<u64, LedgerError>> + Send;
+
     fn keep_unreadable(
         &self,
         message: &Message,
@@ -59,6 +58,8 @@ pub(crate) trait Keeper: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
     fn counts(&self) -> impl Future<Output = Result<Counts, LedgerError>> + Send;
+
+    fn let_go_strays(&self, on: &[&str]) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
     fn due_poll(&self) -> Duration;
 
@@ -76,29 +77,16 @@ impl Keeper for Ledger {
         self.finish(finish).await
     }
 
-    async fn due(
-        &self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
-    ) -> Result<Vec<Due>, LedgerError> {
-        self.due(limit, closed_to, lease).await
-    }
-
-    async fn limited(
-        &self,
-        wanted: &[(String, usize)],
-        lease: Duration,
-    ) -> Result<Vec<Due>, LedgerError> {
-        self.limited(wanted, lease).await
+    async fn due(&self, ask: &Ask) -> Result<Vec<Due>, LedgerError> {
+        self.due(ask).await
     }
 
     async fn of_users(&self, wanted: &OfUsers, lease: Duration) -> Result<Vec<Due>, LedgerError> {
         self.of_users(wanted, lease).await
     }
 
-    async fn tokens(&self, bucket: &str, ask: Ask) -> Result<Grant, LedgerError> {
-        self.tokens(bucket, ask).await
+    async fn tokens(&self, bucket: &str, draw: Draw) -> Result<Grant, LedgerError> {
+        self.tokens(bucket, draw).await
     }
 
     async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {
@@ -107,6 +95,18 @@ impl Keeper for Ledger {
 
     async fn suspect(&self, id: &str, fence: Fence) -> Result<bool, LedgerError> {
         self.suspect(id, fence).await
+    }
+
+    async fn enter(&self, entries: &[Entry]) -> Result<Vec<Entered>, LedgerError> {
+        self.enter(entries).await
+    }
+
+    async fn advance(&self, whose: &Whose) -> Result<u64, LedgerError> {
+        self.advance(whose).await
+    }
+
+    async fn in_line(&self, at_most: u64) -> Result<u64, LedgerError> {
+        self.in_line(at_most).await
     }
 
     async fn keep_unreadable(
@@ -120,6 +120,10 @@ impl Keeper for Ledger {
 
     async fn counts(&self) -> Result<Counts, LedgerError> {
         self.counts().await
+    }
+
+    async fn let_go_strays(&self, on: &[&str]) -> Result<(), LedgerError> {
+        self.let_go_strays(on).await
     }
 
     fn due_poll(&self) -> Duration {

@@ -13,7 +13,9 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (2, "suspects", include_str!("migrations/0002_suspects.sql")),
     (3, "try_apply", include_str!("migrations/0003_try_apply.sql")),
     (4, "steering", include_str!("migrations/0004_steering.sql")),
+    (5, "release", include_str!("migrations/0005_release.sql")),
     (6, "limits", include_str!("migrations/0006_limits.sql")),
+    (7, "lines", include_str!("migrations/0007_lines.sql")),
 ];
 
 /// Any number will do as long as nobody else in the database uses it: "longshor" in ASCII.

@@ -3,6 +3,8 @@
 //! The simulation runs over it. That it is no fiction is shown by `tests`, which holds it against
 //! the statements themselves, in Postgres.
 
+mod line;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -16,13 +18,17 @@ use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
 use super::{
-    Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold, Lease, OfUsers, Verdict, session,
+    Ask, Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold, Lease, Verdict,
+    due::PROBES_OF, session,
 };
 use crate::{
-    limit::USER,
+    clock,
     outcome::StepError,
     request::{Message, Request},
 };
+
+/// When something goes on that waits until it is let go.
+pub(crate) const NEVER: Duration = Duration::MAX;
 
 /// What tables there are.
 #[derive(Debug, Default)]
@@ -34,6 +40,10 @@ pub(crate) struct Model {
     pub(crate) history: Vec<(String, i32, &'static str)>,
     /// How often each request was applied and committed.
     pub(crate) effects: BTreeMap<String, u32>,
+    /// What was applied and committed, in its order.
+    pub(crate) applied: Vec<String>,
+    /// The last place that was drawn.
+    places: u64,
 }
 
 /// A row of `requests`; times count from an origin of the caller's.
@@ -51,6 +61,7 @@ pub(crate) struct Row {
     pub(crate) result: Option<String>,
     pub(crate) crashes: i32,
     pub(crate) alone: bool,
+    pub(crate) place: Option<u64>,
     received_at: OffsetDateTime,
 }
 
@@ -89,6 +100,7 @@ impl Model {
                 result: None,
                 crashes: 0,
                 alone: false,
+                place: None,
                 received_at: job.received_at,
             };
             self.rows.insert(job.request.id.clone(), row);
@@ -153,9 +165,13 @@ impl Model {
         let (state, due_in, parked_on, failure) = match &job.verdict {
             Verdict::Done => ("done", None, None, None),
             Verdict::Waiting { failure, due_in } => ("waiting", Some(*due_in), None, Some(failure)),
-            Verdict::Parked { on, due_in } => ("parked", Some(*due_in), Some(on.clone()), None),
+            Verdict::Parked { on, due_in } => ("parked", *due_in, Some(on.clone()), None),
             Verdict::Dead { failure } => ("dead", None, None, Some(failure)),
         };
+        let let_go = (state == "parked").then(|| match job.request.time_left(clock::now()) {
+            Some(left) => now + left + Duration::from_secs(1),
+            None => NEVER,
+        });
         let charged = i32::from(job.charged);
         let before = self.rows.get(&job.request.id);
         let row = Row {
@@ -167,12 +183,13 @@ impl Model {
             fence: job.hold.fence(),
             from_queue: before.is_none_or(|row| row.from_queue),
             worker: worker.to_owned(),
-            due_at: due_in.map(|due_in| now + due_in),
+            due_at: due_in.map(|due_in| now + due_in).or(let_go),
             parked_on,
             error_code: failure.map(|failure| failure.code.name()),
             result,
             crashes: 0,
             alone: false,
+            place: before.and_then(|row| row.place),
             received_at: before.map_or(job.received_at, |row| row.received_at),
         };
         let ended = match state {
@@ -183,6 +200,7 @@ impl Model {
         self.history.extend(ended.map(|ended| (job.request.id.clone(), row.attempt, ended)));
         if state == "done" {
             *self.effects.entry(job.request.id.clone()).or_default() += 1;
+            self.applied.push(job.request.id.clone());
         }
         self.rows.insert(job.request.id.clone(), row);
     }
@@ -202,113 +220,66 @@ impl Model {
     /// DUE; the fences come from chance there, and from the caller here.
     pub(crate) fn due(
         &mut self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
+        ask: &Ask,
         worker: &str,
         now: Duration,
         mut fence: impl FnMut(&str) -> Fence,
     ) -> Vec<Due> {
+        let mut taken: Vec<String> = Vec::new();
+        for gate in &ask.gates {
+            let parked =
+                self.rows.iter().filter(|(_, row)| row.parked_on.as_ref() == Some(&gate.on));
+            let mut oldest: Vec<_> =
+                parked.map(|(id, row)| (row.received_at, row.attempt, id)).collect();
+            oldest.sort();
+            if gate.probes {
+                oldest.truncate(gate.most.max(PROBES_OF));
+                oldest.sort_by_key(|(received_at, attempt, _)| (*attempt, *received_at));
+            }
+            taken.extend(oldest.into_iter().take(gate.most).map(|(.., id)| id.clone()));
+        }
         let mut due: Vec<(Duration, String)> = self
             .rows
             .iter()
-            .filter(|(_, row)| row.is_open())
-            .filter(|(_, row)| row.parked_on.as_ref().is_none_or(|on| !closed_to.contains(on)))
+            .filter(|(id, row)| row.is_open() && !taken.contains(id))
             .filter_map(|(id, row)| Some((row.due_at.filter(|at| *at <= now)?, id.clone())))
             .collect();
         due.sort();
-        due.truncate(limit);
-        due.into_iter()
-            .filter_map(|(_, id)| self.bring_up(&id, lease, worker, now, &mut fence))
-            .collect()
+        due.truncate(ask.limit.saturating_sub(taken.len()));
+        taken.extend(due.into_iter().map(|(_, id)| id));
+        self.bring_up(taken, ask.lease, worker, now, &mut fence)
     }
 
     fn bring_up(
         &mut self,
-        id: &str,
+        ids: Vec<String>,
         lease: Duration,
         worker: &str,
         now: Duration,
         fence: &mut impl FnMut(&str) -> Fence,
-    ) -> Option<Due> {
-        let row = self.rows.get_mut(id)?;
-        let vanished = row.state == "running";
-        row.attempt += i32::from(!vanished || row.alone);
-        row.crashes = if vanished { row.crashes + 1 } else { 0 };
-        row.alone = false;
-        row.state = "running";
-        row.from_queue = false;
-        worker.clone_into(&mut row.worker);
-        row.fence = fence(id).0;
-        row.due_at = Some(now + lease);
-        row.parked_on = None;
-        Some(Due::revive(
-            (Some(id.to_owned()), Some(row.request.kind.clone())),
-            row.request.message.clone(),
-            Fence(row.fence),
-            row.attempt,
-            row.crashes,
-            row.received_at,
-        ))
-    }
-
-    /// LIMITED: as many as are wanted of those that are parked on each limit, first those that were
-    /// received first.
-    pub(crate) fn limited(
-        &mut self,
-        wanted: &[(String, usize)],
-        lease: Duration,
-        worker: &str,
-        now: Duration,
-        mut fence: impl FnMut(&str) -> Fence,
     ) -> Vec<Due> {
-        let mut brought = Vec::new();
-        for (on, most) in wanted {
-            let parked = self.parked_on(on, |_| true);
-            brought.extend(parked.into_iter().take(*most).filter_map(|id| {
-                let due = self.bring_up(&id, lease, worker, now, &mut fence)?;
-                Some(Due { pulled: Some(on.clone()), ..due })
-            }));
-        }
-        brought
-    }
-
-    /// OF_USERS, for fewer users than it takes at a time.
-    pub(crate) fn of_users(
-        &mut self,
-        wanted: &OfUsers,
-        lease: Duration,
-        worker: &str,
-        now: Duration,
-        mut fence: impl FnMut(&str) -> Fence,
-    ) -> Vec<Due> {
-        let users: BTreeSet<String> =
-            self.rows.values().map(|row| row.request.user_id.clone()).collect();
-        let mut ids = Vec::new();
-        for user in users {
-            if user > wanted.after && !wanted.not_of.contains(&user) {
-                let theirs = self.parked_on(USER, |request| request.user_id == user);
-                ids.extend(theirs.into_iter().take(wanted.each));
-            }
-        }
-        let ids = ids.into_iter().take(wanted.most);
-        ids.filter_map(|id| {
-            let due = self.bring_up(&id, lease, worker, now, &mut fence)?;
-            Some(Due { pulled: Some(USER.to_owned()), ..due })
-        })
-        .collect()
-    }
-
-    /// The oldest first.
-    fn parked_on(&self, on: &str, which: impl Fn(&Request) -> bool) -> Vec<String> {
-        let rows = self.rows.iter().filter(|(_, row)| row.state == "parked");
-        let ours = rows.filter(|(_, row)| row.parked_on.as_deref() == Some(on));
-        let mut parked: Vec<(OffsetDateTime, &String)> = ours
-            .filter(|(_, row)| which(&row.request))
-            .map(|(id, row)| (row.received_at, id))
-            .collect();
-        parked.sort();
-        parked.into_iter().map(|(_, id)| id.clone()).collect()
+        let claimed = ids.into_iter().filter_map(|id| {
+            let row = self.rows.get_mut(&id)?;
+            let parked_on = row.parked_on.take();
+            let vanished = row.state == "running";
+            row.attempt += i32::from(!vanished || row.alone);
+            row.crashes = if vanished { row.crashes + 1 } else { 0 };
+            row.alone = false;
+            row.state = "running";
+            row.from_queue = false;
+            worker.clone_into(&mut row.worker);
+            row.fence = fence(&id).0;
+            row.due_at = Some(now + lease);
+            Some(Due::revive(
+                (Some(id), Some(row.request.kind.clone())),
+                row.request.message.clone(),
+                Fence(row.fence),
+                (row.attempt, row.crashes, row.place.is_some()),
+                row.received_at,
+                parked_on,
+            ))
+        });
+        claimed.collect()
     }
 
     fn held(&mut self, id: &str, fence: Fence) -> Option<&mut Row> {

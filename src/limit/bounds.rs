@@ -173,6 +173,7 @@ impl Drop for InLine<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct Parked {
     noted: AtomicU64,
+    looked: AtomicU64,
     gone: AtomicU64,
 }
 
@@ -182,15 +183,20 @@ impl Parked {
         self.noted.fetch_add(1, Relaxed);
     }
 
-    /// Whether there may be any; the number is for [`Parked::gone`].
-    pub(crate) fn any(&self) -> Option<u64> {
-        let noted = self.noted.load(Relaxed);
-        (noted != self.gone.load(Relaxed)).then_some(noted)
+    /// Whether there may be any.
+    pub(crate) fn any(&self) -> bool {
+        self.noted.load(Relaxed) != self.gone.load(Relaxed)
     }
 
-    /// There was none left when somebody looked, unless one was noted since.
-    pub(crate) fn gone(&self, noted: u64) {
-        self.gone.store(noted, Relaxed);
+    /// Somebody looks for them now.
+    pub(crate) fn look(&self) {
+        self.looked.store(self.noted.load(Relaxed), Relaxed);
+    }
+
+    /// Whoever looked last has found fewer than were looked for: none are left, but for those that were
+    /// noted since.
+    pub(crate) fn gone(&self) {
+        self.gone.store(self.looked.load(Relaxed), Relaxed);
     }
 }
 
@@ -248,13 +254,14 @@ mod tests {
     #[test]
     fn who_is_parked_while_somebody_looks_is_not_forgotten() {
         let parked = Parked::default();
-        assert_eq!(parked.any(), None);
+        assert!(!parked.any());
         parked.note();
-        let looked = parked.any().unwrap();
+        parked.look();
         parked.note();
-        parked.gone(looked);
-        let looked = parked.any().unwrap();
-        parked.gone(looked);
-        assert_eq!(parked.any(), None);
+        parked.gone();
+        assert!(parked.any());
+        parked.look();
+        parked.gone();
+        assert!(!parked.any());
     }
 }

@@ -21,9 +21,9 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// changed.
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// What to ask the bucket for.
+/// What to draw the bucket for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Ask {
+pub(crate) struct Draw {
     /// So many tokens, or fewer.
     pub(crate) tokens: u32,
     /// So many come a second.
@@ -52,11 +52,11 @@ pub(crate) enum Taken {
     Unknown,
 }
 
-/// When to ask the bucket.
+/// When to draw the bucket.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Next {
     /// Now, for so much.
-    Now(Ask),
+    Now(Draw),
     /// Not before.
     At(Instant),
     /// When somebody wants a token.
@@ -111,7 +111,7 @@ impl Tokens {
         if self.is_dry(now) { Taken::Dry } else { Taken::Unknown }
     }
 
-    /// When to ask the bucket while so many wait for a token.
+    /// When to draw the bucket while so many wait for a token.
     pub(crate) fn next(&mut self, waiting: u32, now: Instant) -> Next {
         if waiting == 0 || self.held > 0 && now < self.good_until {
             return Next::Rest;
@@ -123,18 +123,18 @@ impl Tokens {
         let share = (self.per.rate / 10.0).ceil().max(1.0) as u32;
         let wanted = waiting.saturating_add(self.before.max(self.spent));
         let tokens = wanted.min(share);
-        Next::Now(Ask { tokens, rate: self.per.rate, burst: self.per.burst })
+        Next::Now(Draw { tokens, rate: self.per.rate, burst: self.per.burst })
     }
 
     /// The bucket has answered to this question, which was asked at that time.
-    pub(crate) fn granted(&mut self, ask: Ask, grant: Grant, asked: Instant, now: Instant) {
-        if (ask.rate, ask.burst) != (self.per.rate, self.per.burst) {
+    pub(crate) fn granted(&mut self, draw: Draw, grant: Grant, asked: Instant, now: Instant) {
+        if (draw.rate, draw.burst) != (self.per.rate, self.per.burst) {
             return;
         }
         self.held = grant.tokens;
         // Counted from before the bucket gave them.
         self.good_until = asked + GOOD;
-        let dry = grant.tokens < ask.tokens;
+        let dry = grant.tokens < draw.tokens;
         self.dry_until = dry.then(|| now + grant.next_in.min(LONGEST));
     }
 
@@ -162,12 +162,12 @@ mod tests {
     }
 
     impl Bucket {
-        fn take(&mut self, ask: Ask, now: f64) -> Grant {
-            let since = self.given_until.max(now - ask.burst / ask.rate);
-            let there = ((now - since) * ask.rate + 1e-6).floor().max(0.0);
-            let tokens = there.min(f64::from(ask.tokens));
-            self.given_until = since + tokens / ask.rate;
-            let next = (self.given_until + 1.0 / ask.rate - now).max(0.0);
+        fn take(&mut self, draw: Draw, now: f64) -> Grant {
+            let since = self.given_until.max(now - draw.burst / draw.rate);
+            let there = ((now - since) * draw.rate + 1e-6).floor().max(0.0);
+            let tokens = there.min(f64::from(draw.tokens));
+            self.given_until = since + tokens / draw.rate;
+            let next = (self.given_until + 1.0 / draw.rate - now).max(0.0);
             Grant { tokens: tokens as u32, next_in: Duration::from_secs_f64(next) }
         }
     }
@@ -182,15 +182,15 @@ mod tests {
         let mut tokens = Tokens::new(per(10.0, 1.0), begin);
         assert_eq!(tokens.take(begin), Taken::Unknown);
         assert_eq!(tokens.next(0, begin), Next::Rest, "nobody waits");
-        let Next::Now(ask) = tokens.next(3, begin) else { panic!("it is asked at once") };
-        assert_eq!(ask.tokens, 1, "not more than a tenth of a second's worth");
+        let Next::Now(draw) = tokens.next(3, begin) else { panic!("it is asked at once") };
+        assert_eq!(draw.tokens, 1, "not more than a tenth of a second's worth");
         let next_in = Duration::from_millis(100);
-        tokens.granted(ask, Grant { tokens: 0, next_in }, begin, begin);
+        tokens.granted(draw, Grant { tokens: 0, next_in }, begin, begin);
         assert_eq!(tokens.take(begin), Taken::Dry);
         assert_eq!(tokens.next(3, begin), Next::At(begin + next_in));
         let later = begin + next_in;
         assert!(matches!(tokens.next(3, later), Next::Now(_)));
-        tokens.granted(ask, Grant { tokens: 1, next_in }, later, later);
+        tokens.granted(draw, Grant { tokens: 1, next_in }, later, later);
         assert_eq!((tokens.take(later), tokens.take(later)), (Taken::Token, Taken::Unknown));
     }
 
@@ -198,9 +198,9 @@ mod tests {
     fn what_was_granted_by_another_rate_does_not_count() {
         let now = Instant::now();
         let mut tokens = Tokens::new(per(10.0, 1.0), now);
-        let Next::Now(ask) = tokens.next(1, now) else { panic!("it is asked at once") };
+        let Next::Now(draw) = tokens.next(1, now) else { panic!("it is asked at once") };
         tokens.set(per(1.0, 1.0));
-        tokens.granted(ask, Grant { tokens: 1, next_in: Duration::ZERO }, now, now);
+        tokens.granted(draw, Grant { tokens: 1, next_in: Duration::ZERO }, now, now);
         assert_eq!(tokens.take(now), Taken::Unknown);
     }
 
@@ -208,8 +208,8 @@ mod tests {
     fn a_token_that_is_not_spent_soon_is_dropped() {
         let now = Instant::now();
         let mut tokens = Tokens::new(per(100.0, 10.0), now);
-        let Next::Now(ask) = tokens.next(1, now) else { panic!("it is asked at once") };
-        tokens.granted(ask, Grant { tokens: 5, next_in: Duration::ZERO }, now, now);
+        let Next::Now(draw) = tokens.next(1, now) else { panic!("it is asked at once") };
+        tokens.granted(draw, Grant { tokens: 5, next_in: Duration::ZERO }, now, now);
         assert_eq!(tokens.take(now + GOOD / 2), Taken::Token);
         assert_eq!(tokens.take(now + GOOD), Taken::Unknown);
     }
@@ -255,10 +255,10 @@ mod tests {
                 taken.push(at);
             }
             let next = tokens.next(50, now);
-            if let Next::Now(ask) = next {
-                let grant = bucket.take(ask, at);
+            if let Next::Now(draw) = next {
+                let grant = bucket.take(draw, at);
                 let later = begin + Duration::from_secs_f64(at + *delay as f64 / 2_000.0);
-                tokens.granted(ask, grant, now, later);
+                tokens.granted(draw, grant, now, later);
             }
             at += *delay as f64 / 1_000.0;
         }

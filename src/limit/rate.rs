@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     PerSecond,
-    bucket::{Ask, Grant, Next, Taken, Tokens},
+    bucket::{Draw, Grant, Next, Taken, Tokens},
 };
 
 /// How often, where that is limited. All workers share it through the ledger.
@@ -87,14 +87,14 @@ impl Rate {
     }
 
     /// Completes when the bucket is to be asked: for what.
-    pub(crate) async fn asked(&self) -> Ask {
+    pub(crate) async fn asked(&self) -> Draw {
         loop {
             let next = match &mut *self.tokens() {
                 Some(tokens) => tokens.next(self.waiting.load(Relaxed), Instant::now()),
                 None => Next::Rest,
             };
             match next {
-                Next::Now(ask) => return ask,
+                Next::Now(draw) => return draw,
                 Next::At(then) => tokio::select! {
                     () = sleep_until(then) => {}
                     () = self.wanted.notified() => {}
@@ -105,9 +105,9 @@ impl Rate {
     }
 
     /// The bucket has answered to what was asked at that time.
-    pub(crate) fn granted(&self, ask: Ask, grant: Grant, asked: Instant) {
+    pub(crate) fn granted(&self, draw: Draw, grant: Grant, asked: Instant) {
         if let Some(tokens) = &mut *self.tokens() {
-            tokens.granted(ask, grant, asked, Instant::now());
+            tokens.granted(draw, grant, asked, Instant::now());
         }
         self.answered.notify_waiters();
     }
@@ -150,9 +150,9 @@ mod tests {
         let (mut first, mut second) = (pin!(rate.take(true)), pin!(rate.take(true)));
         assert!(poll!(first.as_mut()).is_pending() && poll!(second.as_mut()).is_pending());
         let now = Instant::now();
-        let ask = rate.asked().await;
-        assert_eq!(ask.tokens, 2, "as many as wait");
-        rate.granted(ask, Grant { tokens: 1, next_in: NEXT }, now);
+        let draw = rate.asked().await;
+        assert_eq!(draw.tokens, 2, "as many as wait");
+        rate.granted(draw, Grant { tokens: 1, next_in: NEXT }, now);
         assert!(poll!(second.as_mut()).is_pending(), "the first one is asked first");
         assert!(poll!(first.as_mut()).is_ready());
         assert!(poll!(second.as_mut()).is_pending());
@@ -166,8 +166,8 @@ mod tests {
         let rate = Rate::new(Some(PerSecond { rate: 100.0, burst: 10.0 }));
         let mut impatient = pin!(rate.take(false));
         assert!(poll!(impatient.as_mut()).is_pending(), "nobody knows yet");
-        let ask = rate.asked().await;
-        rate.granted(ask, Grant { tokens: 0, next_in: NEXT }, Instant::now());
+        let draw = rate.asked().await;
+        rate.granted(draw, Grant { tokens: 0, next_in: NEXT }, Instant::now());
         assert!(!impatient.await);
         assert_eq!(rate.take(false).now_or_never(), Some(false));
     }

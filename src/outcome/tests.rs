@@ -24,7 +24,7 @@ fn every_outcome_has_one_settlement() {
         (Outcome::Done, Settlement::Ack),
         (Outcome::Duplicate, Settlement::Ack),
         (Outcome::Retry { failure: failure(), due_in }, Settlement::Ack),
-        (Outcome::Parked { on: "mailer".into(), due_in }, Settlement::Ack),
+        (Outcome::Parked { on: "mailer".into(), due_in: Some(due_in) }, Settlement::Ack),
         (Outcome::Dead { failure: failure() }, Settlement::Ack),
         (Outcome::GivenBack { why: GiveBack::Stop }, Settlement::GiveBack),
         (Outcome::Rejected { failure: failure() }, Settlement::Reject),
@@ -71,7 +71,7 @@ fn who_asks_us_to_come_back_later_is_believed_within_bounds() {
 #[test]
 fn what_was_not_admitted_is_parked_whatever_the_attempt() {
     let refused = StepError::NotAdmitted { on: "mailer".into(), retry_in: Duration::from_secs(9) };
-    let parked = Outcome::Parked { on: "mailer".into(), due_in: Duration::from_secs(9) };
+    let parked = Outcome::Parked { on: "mailer".into(), due_in: Some(Duration::from_secs(9)) };
     assert_eq!(after_failure(refused, 99, &policy(), 0.5), parked);
 }
 

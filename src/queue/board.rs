@@ -31,12 +31,18 @@ pub struct Status {
 
 /// Where the status is written.
 #[derive(Debug, Clone)]
-pub(super) struct Board(watch::Sender<Status>);
+pub(super) struct Board {
+    status: watch::Sender<Status>,
+    /// Whether it is told in metrics; the queue in order is idle in all workers but one.
+    told: bool,
+}
 
 impl Board {
-    pub(super) fn new() -> Self {
-        metrics::consumer_up(false);
-        Self(watch::Sender::new(Status {
+    pub(super) fn new(told: bool) -> Self {
+        if told {
+            metrics::consumer_up(false);
+        }
+        let status = watch::Sender::new(Status {
             connected: false,
             consuming: false,
             epoch: 0,
@@ -46,20 +52,21 @@ impl Board {
             since: OffsetDateTime::now_utc(),
             quarantine: false,
             ready: None,
-        }))
+        });
+        Self { status, told }
     }
 
     pub(super) fn read(&self) -> Status {
-        self.0.borrow().clone()
+        self.status.borrow().clone()
     }
 
     pub(super) fn follow(&self) -> watch::Receiver<Status> {
-        self.0.subscribe()
+        self.status.subscribe()
     }
 
     /// There is a connection to this broker; whether it is another one than before.
     pub(super) fn met(&self, broker: &Broker) -> bool {
-        self.0.send_if_modified(|status| {
+        self.status.send_if_modified(|status| {
             let another = status.broker.as_ref() != Some(broker);
             if another {
                 status.broker = Some(broker.clone());
@@ -69,7 +76,7 @@ impl Board {
     }
 
     pub(super) fn connected(&self, epoch: u64, endpoint: String) {
-        self.0.send_modify(|status| {
+        self.status.send_modify(|status| {
             status.connected = true;
             status.epoch = epoch;
             status.endpoint = Some(endpoint);
@@ -77,8 +84,10 @@ impl Board {
     }
 
     pub(super) fn consuming(&self, on: bool) {
-        metrics::consumer_up(on);
-        self.0.send_modify(|status| {
+        if self.told {
+            metrics::consumer_up(on);
+        }
+        self.status.send_modify(|status| {
             if status.consuming != on {
                 status.consuming = on;
                 status.since = OffsetDateTime::now_utc();
@@ -91,7 +100,7 @@ impl Board {
 
     pub(super) fn disconnected(&self, error: Option<String>) {
         self.consuming(false);
-        self.0.send_modify(|status| {
+        self.status.send_modify(|status| {
             status.connected = false;
             if error.is_some() {
                 status.last_error = error;
@@ -100,10 +109,10 @@ impl Board {
     }
 
     pub(super) fn quarantine(&self, on: bool) {
-        self.0.send_modify(|status| status.quarantine = on);
+        self.status.send_modify(|status| status.quarantine = on);
     }
 
     pub(super) fn ready(&self, ready: u64) {
-        self.0.send_modify(|status| status.ready = Some(ready));
+        self.status.send_modify(|status| status.ready = Some(ready));
     }
 }

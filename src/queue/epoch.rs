@@ -22,6 +22,7 @@ use super::{
     settler::{self, Desk},
     topology,
     trouble::{Cause, Trouble},
+    turn,
     watchdog::Watchdog,
 };
 
@@ -69,10 +70,15 @@ impl Epoch {
     pub(super) async fn open(link: Link, number: u64, shared: &Shared) -> Result<Self, Trouble> {
         let channel = link.channel(&shared.settings).await?;
         topology::establish(&link, &channel, &shared.settings).await?;
+        let in_order = shared.settings.in_order;
+        if in_order {
+            turn::take(&link, &shared.settings, &shared.pauses).await?;
+        }
         // From here on: a look that was refused is told here as well, and is no failure. What breaks
         // before this line fails the next call.
         let events = Box::pin(link.connection.events_listener());
-        let desk = Desk::new(number, shared.lost.clone());
+        let desk = if in_order { Desk::in_order } else { Desk::new };
+        let desk = desk(number, shared.lost.clone());
         let settings = &shared.settings;
         let settling = settler::run(
             desk.clone(),
@@ -148,6 +154,22 @@ impl Epoch {
         within(deadline, "giving back what was prefetched", rest).await?;
         tracing::debug!(event = "queue.unsubscribed", given_back, "the subscription has ended");
         Ok(given_back)
+    }
+
+    /// Ends the subscription and hands over what had arrived: what keeps an order is not given back.
+    pub(super) async fn unsubscribe_in_order(&mut self, shared: &Shared) -> Result<(), Trouble> {
+        let Some(mut consumer) = self.consumer.take() else { return Ok(()) };
+        shared.board.consuming(false);
+        let deadline = shared.settings.operation_timeout;
+        let cancel = self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default());
+        within(deadline, "ending the subscription", cancel).await?;
+        let rest = async {
+            while let Some(delivered) = consumer.next().await {
+                shared.hatch.put(Delivery::new(delivered?, &self.desk));
+            }
+            Ok(())
+        };
+        within(deadline, "handing over what was prefetched", rest).await
     }
 
     /// Completes when the connection breaks; for the time in which only settlements are sent.

@@ -23,6 +23,10 @@ pub struct Settings {
     pub exchange: String,
     /// Which routing keys of the exchange go into the queue; `#` is all.
     pub binding: String,
+    /// The queue that requests of ordered kinds are taken from, by one worker at a time.
+    pub ordered_name: String,
+    /// The topic exchange that requests of ordered kinds are published to.
+    pub ordered_exchange: String,
     /// The broker's own dead-letter queue: what cannot be stored, or used up the delivery limit.
     pub dead_queue: String,
     /// The fanout exchange through which the broker dead-letters.
@@ -68,7 +72,14 @@ pub struct Settings {
     /// A pause that is shorter than this keeps the subscription and what was prefetched.
     #[serde(with = "humantime_serde")]
     pub pause_hold: Duration,
+    /// Whether these are the settings of the queue in order ([`Settings::ordered`]).
+    #[serde(skip)]
+    pub in_order: bool,
 }
+
+/// What the queue in order hands out ahead. Not a setting: where a worker has more out than the next
+/// one takes, and both die, RabbitMQ puts what comes back behind what it had put back before.
+const ORDERED_PREFETCH: u16 = 256;
 
 /// What is prefetched where neither the settings nor a concurrency say how much.
 const PREFETCH: u16 = 128;
@@ -77,6 +88,24 @@ impl Settings {
     /// The prefetch that counts.
     pub fn prefetch(&self) -> u16 {
         self.prefetch.unwrap_or(PREFETCH)
+    }
+
+    /// The settings of the queue in order.
+    #[must_use]
+    pub fn ordered(&self) -> Self {
+        Self {
+            name: self.ordered_name.clone(),
+            exchange: self.ordered_exchange.clone(),
+            binding: "#".to_owned(),
+            prefetch: Some(ORDERED_PREFETCH),
+            in_order: true,
+            ..self.clone()
+        }
+    }
+
+    /// The exclusive queue that whoever consumes in order holds.
+    pub(super) fn lock(&self) -> String {
+        format!("{}.consumer", self.name)
     }
 
     /// What is wrong with these settings: the key within the section, and what to do about it.
@@ -100,13 +129,27 @@ impl Settings {
         if self.name == self.dead_queue {
             add("dead_queue", "is the queue itself, use another name".to_owned());
         }
+        if !self.in_order {
+            for (key, this, others) in [
+                ("ordered_name", &self.ordered_name, [&self.name, &self.dead_queue]),
+                ("ordered_exchange", &self.ordered_exchange, [&self.exchange, &self.dead_exchange]),
+            ] {
+                if others.contains(&this) {
+                    add(key, format!("`{this}` has another purpose already, use another name"));
+                }
+            }
+        }
         if self.exchange == self.dead_exchange {
             add(
                 "dead_exchange",
                 "is the exchange that producers publish to, use another name".to_owned(),
             );
         }
-        for (key, value) in [("exchange", &self.exchange), ("dead_exchange", &self.dead_exchange)] {
+        for (key, value) in [
+            ("exchange", &self.exchange),
+            ("ordered_exchange", &self.ordered_exchange),
+            ("dead_exchange", &self.dead_exchange),
+        ] {
             if value.starts_with("amq.") {
                 add(
                     key,
@@ -160,10 +203,12 @@ impl Settings {
         problems
     }
 
-    fn names(&self) -> [(&'static str, &str); 4] {
+    fn names(&self) -> [(&'static str, &str); 6] {
         [
             ("name", &self.name),
             ("exchange", &self.exchange),
+            ("ordered_name", &self.ordered_name),
+            ("ordered_exchange", &self.ordered_exchange),
             ("dead_queue", &self.dead_queue),
             ("dead_exchange", &self.dead_exchange),
         ]
@@ -177,6 +222,8 @@ impl Settings {
             name: "longshore.requests".into(),
             exchange: "longshore".into(),
             binding: "#".into(),
+            ordered_name: "longshore.ordered".into(),
+            ordered_exchange: "longshore.ordered".into(),
             dead_queue: "longshore.dead".into(),
             dead_exchange: "longshore.dead".into(),
             declare: true,
@@ -192,6 +239,7 @@ impl Settings {
             ca_file: None,
             poll_interval: Duration::from_secs(5),
             pause_hold: Duration::from_secs(2),
+            in_order: false,
         }
     }
 }

@@ -18,6 +18,7 @@ use lapin::{
     options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions},
 };
 use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     link::within,
@@ -34,6 +35,9 @@ pub(super) struct Desk {
     epoch: u64,
     state: Mutex<State>,
     rung: Notify,
+    /// Where deliveries keep an order: cancelled when one was given back. RabbitMQ would deliver it
+    /// again behind what is out already, so it is not told, and everything goes back with the channel.
+    returned: Option<CancellationToken>,
     /// Settlements of all epochs that could not be told to the broker.
     lost: Arc<AtomicU64>,
 }
@@ -57,7 +61,29 @@ enum Phase {
 impl Desk {
     pub(super) fn new(epoch: u64, lost: Arc<AtomicU64>) -> Arc<Self> {
         let state = Mutex::new(State { watermark: Watermark::new(), phase: Phase::Open });
-        Arc::new(Self { epoch, state, rung: Notify::new(), lost })
+        Arc::new(Self { epoch, state, rung: Notify::new(), returned: None, lost })
+    }
+
+    /// The same for a queue in order.
+    pub(super) fn in_order(epoch: u64, lost: Arc<AtomicU64>) -> Arc<Self> {
+        let state = Mutex::new(State { watermark: Watermark::new(), phase: Phase::Open });
+        let returned = Some(CancellationToken::new());
+        Arc::new(Self { epoch, state, rung: Notify::new(), returned, lost })
+    }
+
+    /// Completes when the channel is to be given up, for something was given back that keeps an order.
+    pub(super) async fn until_returned(&self) {
+        match &self.returned {
+            Some(returned) => returned.cancelled().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Completes when the broker has been told about all that came.
+    pub(super) async fn until_settled(&self) {
+        while self.outstanding() > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -72,6 +98,10 @@ impl Desk {
     /// Marks what became of a delivery. On a desk that is no longer open it counts as lost: the
     /// broker delivers it again, by itself.
     pub(super) fn tell(&self, tag: u64, settlement: Settlement) {
+        if let (Some(returned), Settlement::GiveBack) = (&self.returned, settlement) {
+            returned.cancel();
+            return;
+        }
         let mut state = self.lock();
         if state.phase == Phase::Open {
             state.watermark.tell(tag, settlement, Instant::now());
@@ -85,7 +115,8 @@ impl Desk {
 
     /// Whether a mark would still reach the broker.
     pub(super) fn is_open(&self) -> bool {
-        self.lock().phase == Phase::Open
+        let returned = self.returned.as_ref().is_some_and(CancellationToken::is_cancelled);
+        !returned && self.lock().phase == Phase::Open
     }
 
     /// Deliveries that nobody has told about.

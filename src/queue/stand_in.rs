@@ -100,8 +100,15 @@ impl Intake {
     }
 
     /// One connection.
-    pub(crate) fn epoch(&self, number: u64, frames: impl Frames, gap_timeout: Duration) -> Epoch {
-        let desk = Desk::new(number, self.lost.clone());
+    pub(crate) fn epoch(
+        &self,
+        number: u64,
+        frames: impl Frames,
+        gap_timeout: Duration,
+        in_order: bool,
+    ) -> Epoch {
+        let desk = if in_order { Desk::in_order } else { Desk::new };
+        let desk = desk(number, self.lost.clone());
         let within = Duration::from_secs(10);
         let settler = tokio::spawn(settler::run(desk.clone(), frames, gap_timeout, within));
         Epoch { desk, settler, hatch: self.hatch.clone() }
@@ -124,6 +131,11 @@ impl Epoch {
     /// What had been prefetched when the subscription ended.
     pub(crate) fn give_back(&self, parcel: Parcel) {
         drop(parcel.unpack(&self.desk));
+    }
+
+    /// Completes when the connection is to be given up, for something that keeps an order went back.
+    pub(crate) async fn until_returned(&self) {
+        self.desk.until_returned().await;
     }
 
     /// The connection is gone.

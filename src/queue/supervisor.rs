@@ -128,6 +128,19 @@ async fn connected_once(
     let trouble = match opened {
         Ok(mut epoch) => match epoch.pump(shared, quarantine).await {
             End::Stop => return Next::Drain(Box::new(epoch)),
+            End::Anew => {
+                epoch.desk.close();
+                shared.hatch.clear();
+                worry.recovered();
+                epoch.abandon().await;
+                shared.board.disconnected(None);
+                tracing::debug!(
+                    event = "queue.given_back_in_order",
+                    queue = settings.name,
+                    "what was delivered in order goes back with its connection"
+                );
+                return Next::Again(settings.reconnect_initial);
+            }
             End::Trouble(trouble) => {
                 // What was handed over and not taken belongs to this epoch; its tickets are void.
                 epoch.desk.close();
@@ -199,11 +212,20 @@ async fn drain(
 ) -> Leftovers {
     // The corridor may have closed it before us.
     shared.hatch.close();
-    let (streamed, mut broken) = match epoch.unsubscribe(shared).await {
+    let unsubscribed = match shared.settings.in_order {
+        // What is not begun goes back with the channel, after what is begun was told.
+        true => Ok(0),
+        false => epoch.unsubscribe(shared).await,
+    };
+    let (streamed, mut broken) = match unsubscribed {
         Ok(streamed) => (streamed, None),
         Err(trouble) => (0, Some(trouble)),
     };
-    let unbegun = shared.hatch.turned_away() + streamed;
+    let unbegun = match shared.settings.in_order {
+        // They are among the unsettled.
+        true => 0,
+        false => shared.hatch.turned_away() + streamed,
+    };
     shared.board.consuming(false);
     tracing::info!(
         event = "queue.intake_ended",

@@ -1,5 +1,7 @@
 //! The account: what must be true when all is quiet.
 
+use std::collections::BTreeMap;
+
 use super::{
     broker::Message,
     plan::{Nature, Publish},
@@ -75,11 +77,14 @@ impl World {
                 }
             }
         }
-        let left = state.broker.ready.len();
-        let out: usize = state.broker.lines.values().map(|line| line.unacked.len()).sum();
-        if left + out > 0 {
-            broken.push(format!("the queue holds {left} messages, and {out} are out"));
+        for queue in [&state.broker, &state.ordered] {
+            let left = queue.waiting();
+            let out: usize = queue.lines.values().map(|line| line.unacked.len()).sum();
+            if left + out > 0 {
+                broken.push(format!("a queue holds {left} messages, and {out} are out"));
+            }
         }
+        broken.extend(inversions(&state));
         drop(state);
         broken.into_iter().for_each(|what| self.broke(what));
     }
@@ -92,7 +97,7 @@ impl World {
             // One that vanished workers are charged to may have them all.
             "crash_loop" => nature.killer || faults.any() && state.vanished >= 2 + MAX_ATTEMPTS,
             "attempts" => {
-                let called = matches!(nature.kind, "pay" | "mail");
+                let called = matches!(nature.kind, "pay" | "mail" | "visit");
                 (called && faults.dependencies)
                     || self.plan.natures.iter().any(|(name, it)| it.failures > 0 && name == id)
                     || faults.any()
@@ -102,4 +107,21 @@ impl World {
             _ => false,
         }
     }
+}
+
+/// Requests that took effect after one of their user that stood behind them in the queue in order.
+fn inversions(state: &State) -> Vec<String> {
+    let place = |id: &String| state.arrivals.iter().position(|arrived| arrived == id);
+    let mut last: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    let mut broken = Vec::new();
+    for id in &state.model.applied {
+        let (Some(place), Some(row)) = (place(id), state.model.rows.get(id)) else { continue };
+        let before = last.entry(&row.request.user_id).or_insert((place, id));
+        if before.0 > place {
+            broken.push(format!("{id} took effect after {}, which stood behind it", before.1));
+        } else {
+            *before = (place, id);
+        }
+    }
+    broken
 }

@@ -1,4 +1,5 @@
-//! A quorum queue as a plain value: what is ready, what is out on which line, what is dead.
+//! A quorum queue as a plain value: what is ready, what came back, what is out on which line, what is
+//! dead, and whose turn it is.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -63,6 +64,10 @@ pub(super) struct Line {
 #[derive(Default)]
 pub(super) struct Broker {
     pub(super) ready: VecDeque<Message>,
+    /// What came back: delivered first, in the order of coming back.
+    returned: VecDeque<Message>,
+    /// The line that may consume, where only one may.
+    turn: Option<u64>,
     pub(super) dead: Vec<Message>,
     pub(super) lines: BTreeMap<u64, Line>,
     lines_made: u64,
@@ -117,11 +122,18 @@ impl Broker {
         })
     }
 
+    /// Whether it is this line's turn, which it is until the line is gone.
+    pub(super) fn has_turn(&mut self, line: u64) -> bool {
+        let held = self.turn.filter(|holder| self.lines.contains_key(holder));
+        self.turn = held.or(self.lines.contains_key(&line).then_some(line));
+        self.turn == Some(line)
+    }
+
     /// The line is gone: what was out on it is ready again.
     pub(super) fn cut(&mut self, line: u64) {
         let Some(line) = self.lines.remove(&line) else { return };
         line.bells.cut.cancel();
-        for (_, message) in line.unacked.into_iter().rev() {
+        for (_, message) in line.unacked {
             self.requeue(message);
         }
         self.dispatch();
@@ -161,7 +173,12 @@ impl Broker {
 
     /// Whether nothing is ready and nothing is out.
     pub(super) fn is_empty(&self) -> bool {
-        self.ready.is_empty() && self.lines.values().all(|line| line.unacked.is_empty())
+        self.waiting() == 0 && self.lines.values().all(|line| line.unacked.is_empty())
+    }
+
+    /// What could be delivered.
+    pub(super) fn waiting(&self) -> usize {
+        self.ready.len() + self.returned.len()
     }
 
     fn requeue(&mut self, message: Message) {
@@ -169,16 +186,17 @@ impl Broker {
         if message.redeliveries > DELIVERY_LIMIT {
             self.dead.push(message);
         } else {
-            self.ready.push_front(message);
+            self.returned.push_back(message);
         }
     }
 
     fn dispatch(&mut self) {
-        while !self.ready.is_empty() {
+        while self.waiting() > 0 {
             let open = self.lines.values_mut();
             let open = open.filter(|line| line.subscribed && line.unacked.len() < line.prefetch);
             let Some(line) = open.min_by_key(|line| line.unacked.len()) else { return };
-            let Some(message) = self.ready.pop_front() else { return };
+            let next = self.returned.pop_front().or_else(|| self.ready.pop_front());
+            let Some(message) = next else { return };
             line.unacked.insert(line.next_tag, message);
             line.prefetched.push_back(line.next_tag);
             line.next_tag += 1;

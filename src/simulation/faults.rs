@@ -160,7 +160,7 @@ impl Fleet {
                 sleep(Duration::from_millis(500)).await;
                 let state = self.world.state();
                 let open = state.model.rows.values().filter(|row| row.is_open()).count();
-                if state.broker.is_empty() && open == 0 {
+                if state.broker.is_empty() && state.ordered.is_empty() && open == 0 {
                     return;
                 }
             }
@@ -192,7 +192,11 @@ pub(super) async fn publish(world: Arc<World>) {
         world.tell("producer", || format!("publishes {}: {said}", publish.id));
         if publish.arrives {
             let message = Message::new(serial, publish.body.clone(), publish.message_id.clone());
-            world.state().broker.publish(message);
+            let mut state = world.state();
+            if publish.in_order {
+                state.arrivals.push(publish.id.clone());
+            }
+            state.queue(publish.in_order).publish(message);
         }
     }
 }

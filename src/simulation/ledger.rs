@@ -9,10 +9,10 @@ use super::{
 };
 use crate::{
     ledger::{
-        Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Fence, Finish, Finished, Hold,
-        Keeper, Lanes, Lease, LedgerError, OfUsers, Outage, Verdict, file,
+        Ask, Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish,
+        Finished, Hold, Keeper, Lanes, Lease, LedgerError, OfUsers, Outage, Verdict, Whose, file,
     },
-    limit::{Ask, Grant},
+    limit::{Draw, Grant},
     outcome::{ErrorCode, Failure, StepError},
     pause::Pauses,
     request::Message,
@@ -69,7 +69,7 @@ impl Memory {
             self.process.has_begun(due.fence);
             if let Ok(request) = &due.request {
                 self.world.tell(&self.process.name, || {
-                    let (attempt, crashes, on) = (due.attempt, due.crashes, &due.pulled);
+                    let (attempt, crashes, on) = (due.attempt, due.crashes, &due.parked_on);
                     format!("{} is due: attempt {attempt}, {crashes} crashes, {on:?}", request.id)
                 });
             }
@@ -99,27 +99,10 @@ impl Keeper for Memory {
         self.outage.noticed(file(&self.finishes, finish).await)
     }
 
-    async fn due(
-        &self,
-        limit: usize,
-        closed_to: &[String],
-        lease: Duration,
-    ) -> Result<Vec<Due>, LedgerError> {
-        let (closed_to, worker) = (closed_to.to_vec(), self.process.name.clone());
+    async fn due(&self, ask: &Ask) -> Result<Vec<Due>, LedgerError> {
+        let (ask, worker) = (ask.clone(), self.process.name.clone());
         self.bring_up("looks for due work", move |state, now| {
-            state.model.due(limit, &closed_to, lease, &worker, now, |_| Fence::new())
-        })
-        .await
-    }
-
-    async fn limited(
-        &self,
-        wanted: &[(String, usize)],
-        lease: Duration,
-    ) -> Result<Vec<Due>, LedgerError> {
-        let (wanted, worker) = (wanted.to_vec(), self.process.name.clone());
-        self.bring_up("looks for what is parked on limits", move |state, now| {
-            state.model.limited(&wanted, lease, &worker, now, |_| Fence::new())
+            state.model.due(&ask, &worker, now, |_| Fence::new())
         })
         .await
     }
@@ -133,20 +116,20 @@ impl Keeper for Memory {
     }
 
     /// What `take_tokens` does.
-    async fn tokens(&self, bucket: &str, ask: Ask) -> Result<Grant, LedgerError> {
+    async fn tokens(&self, bucket: &str, draw: Draw) -> Result<Grant, LedgerError> {
         let bucket = bucket.to_owned();
         let work = move |state: &mut State, now: Duration| {
             let now = now.as_secs_f64();
-            let full = now - ask.burst / ask.rate;
+            let full = now - draw.burst / draw.rate;
             let given_until = state.buckets.entry(bucket).or_insert(full);
             let since = given_until.max(full);
-            let there = ((now - since) * ask.rate + 1e-6).floor().max(0.0);
-            let tokens = there.min(f64::from(ask.tokens));
-            *given_until = since + tokens / ask.rate;
-            let next = (*given_until + 1.0 / ask.rate - now).max(0.0);
+            let there = ((now - since) * draw.rate + 1e-6).floor().max(0.0);
+            let tokens = there.min(f64::from(draw.tokens));
+            *given_until = since + tokens / draw.rate;
+            let next = (*given_until + 1.0 / draw.rate - now).max(0.0);
             Ok(Grant { tokens: tokens as u32, next_in: Duration::from_secs_f64(next) })
         };
-        self.outage.noticed(self.visit(|| format!("asks for {ask:?}"), work).await)
+        self.outage.noticed(self.visit(|| format!("asks for {draw:?}"), work).await)
     }
 
     async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {
@@ -168,6 +151,27 @@ impl Keeper for Memory {
         let suspected =
             self.visit(|| what.clone(), move |state, _| Ok(state.model.suspect(&id, fence))).await;
         self.outage.noticed(suspected)
+    }
+
+    async fn enter(&self, entries: &[Entry]) -> Result<Vec<Entered>, LedgerError> {
+        let theirs = entries.to_vec();
+        let what = || format!("enters {}", ids(theirs.iter().map(|entry| &*entry.request.id)));
+        let entries = theirs.clone();
+        let entered = self.visit(what, move |state, _| Ok(state.model.enter(&entries))).await;
+        self.outage.noticed(entered)
+    }
+
+    async fn advance(&self, whose: &Whose) -> Result<u64, LedgerError> {
+        let (what, whose) = (format!("advances {whose:?}"), whose.clone());
+        let work = move |state: &mut State, now| Ok(state.model.advance(&whose, now));
+        let advanced = self.visit(|| what.clone(), work).await;
+        self.outage.noticed(advanced)
+    }
+
+    async fn in_line(&self, at_most: u64) -> Result<u64, LedgerError> {
+        let work = move |state: &mut State, _| Ok(state.model.in_line(at_most));
+        let counted = self.visit(|| "counts who stands in line".to_owned(), work).await;
+        self.outage.noticed(counted)
     }
 
     async fn keep_unreadable(
@@ -193,6 +197,12 @@ impl Keeper for Memory {
     async fn counts(&self) -> Result<Counts, LedgerError> {
         let counts = self.visit(|| "counts".to_owned(), |state, _| Ok(state.model.counts())).await;
         self.outage.noticed(counts)
+    }
+
+    async fn let_go_strays(&self, on: &[&str]) -> Result<(), LedgerError> {
+        // Here every worker has the same kinds.
+        self.world.broke(format!("{on:?} are taken for gates that are no more"));
+        Ok(())
     }
 
     fn due_poll(&self) -> Duration {

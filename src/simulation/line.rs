@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, time::sleep};
 use super::{
     broker::{Bells, Frame},
     process::Process,
-    world::World,
+    world::{World, named},
 };
 use crate::{
     outcome::Settlement,
@@ -31,11 +31,22 @@ pub(super) struct Subscription {
     pub(super) process: Arc<Process>,
     pub(super) intake: Intake,
     pub(super) pauses: Pauses,
+    /// Whether it is of the queue of ordered kinds.
+    pub(super) in_order: bool,
+}
+
+/// Why a subscription has ended.
+#[derive(PartialEq)]
+enum End {
+    Stop,
+    Broken,
+    /// What was delivered goes back with the line.
+    Anew,
 }
 
 impl Subscription {
     pub(super) async fn run(self, mut close: oneshot::Receiver<()>) {
-        let (world, process) = (&self.world, &self.process);
+        let (world, process, in_order) = (&self.world, &self.process, self.in_order);
         let mut number = 0;
         loop {
             tokio::select! {
@@ -48,32 +59,37 @@ impl Subscription {
                 continue;
             }
             number += 1;
-            let line = world.state().broker.connect(world.plan.prefetch);
-            process.connected(line);
-            world.tell(&process.name, || format!("has line {line}"));
-            let bells = world.state().broker.lines[&line].bells.clone();
-            tokio::spawn(carry(Arc::clone(world), line, bells.clone()));
-            let frames = Wire { world: Arc::clone(world), process: Arc::clone(process), line };
-            let epoch = self.intake.epoch(number, frames, GAP);
+            let line = world.state().queue(in_order).connect(world.plan.prefetch);
+            process.connected(in_order, line);
+            world.tell(&process.name, || format!("has {}", named(in_order, line)));
+            let bells = world.state().queue(in_order).lines[&line].bells.clone();
+            tokio::spawn(carry(Arc::clone(world), in_order, line, bells.clone()));
+            let frames =
+                Wire { world: Arc::clone(world), process: Arc::clone(process), in_order, line };
+            let epoch = self.intake.epoch(number, frames, GAP, in_order);
             let mut broken = pin!(async {
                 bells.cut.cancelled().await;
                 sleep(world.nap(UNNOTICED)).await;
                 world.is_there(process).await;
             });
-            let stopped = tokio::select! {
+            let end = tokio::select! {
                 biased;
-                () = &mut broken => false,
-                () = self.pump(line, &bells, &epoch) => true,
+                () = &mut broken => End::Broken,
+                end = self.pump(line, &bells, &epoch) => end,
             };
-            if !stopped {
-                world.tell(&process.name, || format!("finds line {line} cut"));
-                self.intake.clear();
+            if end != End::Stop {
+                world.tell(&process.name, || format!("gives {} up", named(in_order, line)));
                 epoch.abandon();
+                self.intake.clear();
+                world.is_there(process).await;
+                world.cut_line(process, in_order, line);
                 continue;
             }
             // The stop: the line stays for the settlements of what is begun.
             self.intake.close();
-            self.unsubscribe(line, &epoch);
+            if !in_order {
+                self.unsubscribe(line, &epoch);
+            }
             let closed = tokio::select! {
                 biased;
                 () = &mut broken => false,
@@ -81,12 +97,17 @@ impl Subscription {
             };
             if closed {
                 epoch.finish(Duration::from_secs(5)).await;
-                while world.state().broker.lines.get(&line).is_some_and(|it| !it.frames.is_empty())
+                while world
+                    .state()
+                    .queue(in_order)
+                    .lines
+                    .get(&line)
+                    .is_some_and(|it| !it.frames.is_empty())
                 {
                     sleep(Duration::from_millis(5)).await;
                 }
                 world.is_there(process).await;
-                world.state().broker.cut(line);
+                world.state().queue(in_order).cut(line);
             } else {
                 epoch.abandon();
             }
@@ -97,27 +118,35 @@ impl Subscription {
     }
 
     /// Hands over until a stop is asked for.
-    async fn pump(&self, line: u64, bells: &Bells, epoch: &Epoch) {
-        let (world, process) = (&self.world, &self.process);
+    async fn pump(&self, line: u64, bells: &Bells, epoch: &Epoch) -> End {
+        let (world, process, in_order) = (&self.world, &self.process, self.in_order);
         loop {
             tokio::select! {
                 biased;
-                () = self.intake.ended() => return,
+                () = self.intake.ended() => return End::Stop,
                 () = self.pauses.until_clear() => {}
             }
             world.step(process, 20).await;
-            world.state().broker.subscribe(line);
+            if in_order && !world.state().ordered.has_turn(line) {
+                tokio::select! {
+                    biased;
+                    () = self.intake.ended() => return End::Stop,
+                    () = sleep(world.nap(1_500)) => continue,
+                }
+            }
+            world.state().queue(in_order).subscribe(line);
             let mut paused = pin!(stand_in::paused_for(&self.pauses, PAUSE_HOLD));
             loop {
                 tokio::select! {
                     biased;
-                    () = self.intake.ended() => return,
+                    () = self.intake.ended() => return End::Stop,
+                    () = epoch.until_returned() => return End::Anew,
                     () = &mut paused => break,
                     () = self.intake.room() => {}
                 }
                 let parcel = {
                     let mut state = world.state();
-                    state.broker.take(line)
+                    state.queue(in_order).take(line)
                 };
                 match parcel {
                     Some(parcel) => {
@@ -128,12 +157,16 @@ impl Subscription {
                     None => {
                         tokio::select! {
                             biased;
-                            () = self.intake.ended() => return,
+                            () = self.intake.ended() => return End::Stop,
+                            () = epoch.until_returned() => return End::Anew,
                             () = &mut paused => break,
                             () = bells.delivered.notified() => {}
                         }
                     }
                 }
+            }
+            if in_order {
+                return End::Anew;
             }
             self.unsubscribe(line, epoch);
         }
@@ -150,13 +183,14 @@ impl Subscription {
 struct Wire {
     world: Arc<World>,
     process: Arc<Process>,
+    in_order: bool,
     line: u64,
 }
 
 impl Wire {
     async fn send(&self, frame: Frame) -> stand_in::Sent {
         self.world.step(&self.process, 3).await;
-        match self.world.state().broker.lines.get_mut(&self.line) {
+        match self.world.state().queue(self.in_order).lines.get_mut(&self.line) {
             Some(line) => {
                 line.frames.push_back(frame);
                 line.bells.said.notify_one();
@@ -178,7 +212,7 @@ impl Frames for Wire {
 }
 
 /// Brings what is said to the broker.
-async fn carry(world: Arc<World>, line: u64, bells: Bells) {
+async fn carry(world: Arc<World>, in_order: bool, line: u64, bells: Bells) {
     loop {
         tokio::select! {
             biased;
@@ -187,22 +221,22 @@ async fn carry(world: Arc<World>, line: u64, bells: Bells) {
         }
         sleep(world.nap(15)).await;
         loop {
-            let frame = match world.state().broker.lines.get_mut(&line) {
+            let frame = match world.state().queue(in_order).lines.get_mut(&line) {
                 Some(line) => line.frames.pop_front(),
                 None => return,
             };
             let Some(frame) = frame else { break };
-            world.arrived(line, frame);
+            world.arrived(in_order, line, frame);
         }
     }
 }
 
 impl World {
     /// A frame has come to the broker. What is acknowledged must be known to the ledger.
-    pub(super) fn arrived(&self, line: u64, frame: Frame) {
-        let settled = self.state().broker.settle(line, frame);
+    pub(super) fn arrived(&self, in_order: bool, line: u64, frame: Frame) {
+        let settled = self.state().queue(in_order).settle(line, frame);
         match settled {
-            Err(why) => self.broke(format!("line {line}: {why}")),
+            Err(why) => self.broke(format!("{}: {why}", named(in_order, line))),
             Ok(settled) => {
                 for (message, settlement) in settled {
                     let id = self.plan.publishes[message.serial].id.clone();

@@ -39,6 +39,8 @@ pub(super) struct Publish {
     pub(super) confirmed: bool,
     /// Whether it came to the queue.
     pub(super) arrives: bool,
+    /// Whether that is the queue of ordered kinds.
+    pub(super) in_order: bool,
 }
 
 /// Which faults there are in this seed.
@@ -83,6 +85,7 @@ pub(super) struct Plan {
     pub(super) batch_rows: usize,
     pub(super) grace: Duration,
     pub(super) max_parked: u64,
+    pub(super) max_in_line: u64,
     pub(super) max_in_flight: usize,
     pub(super) limits: Limits,
     pub(super) natures: Vec<(String, Nature)>,
@@ -139,6 +142,7 @@ impl Plan {
             batch_rows: [1, 2, 3, 100][chance.usize(..4)],
             grace: Duration::from_millis(chance.u64(200..12_000)),
             max_parked: [2, 1_000][chance.usize(..2)],
+            max_in_line: [2, 1_000][chance.usize(..2)],
             max_in_flight: chance.usize(1..=4),
             limits: Limits::of(&mut Rng::with_seed(chance.clone().u64(..))),
             natures: Vec::new(),
@@ -157,7 +161,10 @@ impl Plan {
     fn request(&mut self, number: usize, killer: bool, chance: &mut Rng) {
         let id = format!("r-{number}");
         let one_in = |chance: &mut Rng, n: u32| chance.u32(..n) == 0;
-        let kind = ["note", "note", "note", "pay", "pay", "mail"][chance.usize(..6)];
+        let kinds = ["note", "note", "note", "pay", "pay", "mail", "step", "step", "step", "visit"];
+        let kind = kinds[chance.usize(..kinds.len())];
+        // Some of an ordered kind come the other way.
+        let in_order = matches!(kind, "step" | "visit") && !one_in(chance, 10);
         let mut nature = Nature { kind, killer, ..Nature::default() };
         let mut further = String::new();
         let mut message_id = None;
@@ -212,6 +219,7 @@ impl Plan {
                 message_id: message_id.clone(),
                 confirmed: arrives && !one_in(chance, 12),
                 arrives,
+                in_order,
             });
         }
         self.natures.push((id, nature));

@@ -10,8 +10,8 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{ledger::Memory, line::Subscription, services, world::World};
 use crate::{
-    handler::{Gate, Handler, Holding, Suspects},
-    house::upkeep,
+    handler::{Handler, Holding, Line, Lobby, Suspects},
+    house::parked::{self, Bound},
     ledger::Fence,
     pause::{Pauses, Reason},
     queue::{
@@ -31,7 +31,8 @@ pub(super) struct Process {
 struct Life {
     alive: bool,
     frozen_until: Option<Instant>,
-    line: Option<u64>,
+    /// To the queue, and to that of ordered kinds.
+    lines: [Option<u64>; 2],
     stopped_at: Option<Instant>,
     /// The fences of all that was begun.
     begun: BTreeSet<i64>,
@@ -51,12 +52,12 @@ impl Process {
         std::mem::replace(&mut self.life().alive, false)
     }
 
-    pub(super) fn line(&self) -> Option<u64> {
-        self.life().line
+    pub(super) fn line(&self, in_order: bool) -> Option<u64> {
+        self.life().lines[usize::from(in_order)]
     }
 
-    pub(super) fn connected(&self, line: u64) {
-        self.life().line = Some(line);
+    pub(super) fn connected(&self, in_order: bool, line: u64) {
+        self.life().lines[usize::from(in_order)] = Some(line);
     }
 
     pub(super) fn freeze(&self, time: Duration) {
@@ -100,7 +101,7 @@ impl Process {
         let life = Life {
             alive: true,
             frozen_until: None,
-            line: None,
+            lines: [None; 2],
             stopped_at: None,
             begun: BTreeSet::new(),
         };
@@ -111,21 +112,26 @@ impl Process {
         });
         world.tell(&process.name, || "starts".to_owned());
         let pauses = Pauses::default();
-        let (intake, inbox) = Intake::open(process.stop.clone());
-        let (close, closed) = oneshot::channel();
-        let subscription = Subscription {
-            world: Arc::clone(world),
-            process: Arc::clone(&process),
-            intake,
-            pauses: pauses.clone(),
+        let subscribe = |in_order| {
+            let (intake, inbox) = Intake::open(process.stop.clone());
+            let (close, closed) = oneshot::channel();
+            let subscription = Subscription {
+                world: Arc::clone(world),
+                process: Arc::clone(&process),
+                intake,
+                pauses: pauses.clone(),
+                in_order,
+            };
+            (inbox, close, tokio::spawn(subscription.run(closed)))
         };
-        let ended = tokio::spawn(subscription.run(closed));
-        let running = run(Arc::clone(world), Arc::clone(&process), pauses, inbox);
+        let ((inbox, close, ended), (in_order, close_it, it_ended)) =
+            (subscribe(false), subscribe(true));
+        let running = run(Arc::clone(world), Arc::clone(&process), pauses, inbox, in_order);
         let (world, it) = (Arc::clone(world), Arc::clone(&process));
         tokio::spawn(async move {
             running.await;
-            let _told = close.send(()).is_ok();
-            let _ended = ended.await.is_ok();
+            let _told = (close.send(()).is_ok(), close_it.send(()).is_ok());
+            let _ended = (ended.await.is_ok(), it_ended.await.is_ok());
             world.is_there(&it).await;
             world.tell(&it.name, || "ends".to_owned());
             it.ends();
@@ -134,7 +140,13 @@ impl Process {
     }
 }
 
-async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: Inbox) {
+async fn run(
+    world: Arc<World>,
+    process: Arc<Process>,
+    pauses: Pauses,
+    inbox: Inbox,
+    in_order: Inbox,
+) {
     let ledger = Memory::open(&world, &process, pauses.clone());
     let downstream = services::downstream(&world);
     let kinds = services::kinds(&world, &process, &downstream);
@@ -147,7 +159,12 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
         pauses: pauses.clone(),
         holding: Holding::default(),
         suspects: Suspects::default(),
-        gate: Gate::new(world.plan.concurrency, world.plan.limits.of_user, world.plan.limits.aside),
+        line: Line::default(),
+        lobby: Lobby::new(
+            world.plan.concurrency,
+            world.plan.limits.of_user,
+            world.plan.limits.aside,
+        ),
         max_message_bytes: super::MOST_BYTES,
     });
     let settings = worker::Settings {
@@ -157,22 +174,22 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
         due_share: 0.5,
         max_parked: u64::MAX,
         max_message_bytes: super::MOST_BYTES,
+        max_in_line: world.plan.max_in_line,
         grace: world.plan.grace,
         counts_interval: Duration::from_secs(3),
         steering_interval: Duration::from_secs(1),
     };
-    let bounds = services::CALLING.map(|(_, name)| upkeep::Bound {
-        on: name.to_owned(),
-        reason: Reason::Breaker(name.to_owned()),
-        limit: world.plan.max_parked,
-    });
+    let bounds = services::CALLING
+        .map(|(_, name)| Bound::new(name, Reason::Breaker(name.to_owned()), world.plan.max_parked));
     let counting =
-        upkeep::count(Arc::clone(&handler), bounds.into(), settings.counts_interval, |_| {});
+        parked::keep(Arc::clone(&handler), bounds.into(), settings.counts_interval, |_| {});
     let (renewing, fetching) = (Arc::clone(&handler), Arc::clone(&handler));
+    let lines = Arc::clone(&handler);
     let upkeep = [
         tokio::spawn(counting).abort_handle(),
         tokio::spawn(async move { renewing.renew_leases().await }).abort_handle(),
         tokio::spawn(async move { fetching.fetch_tokens().await }).abort_handle(),
+        tokio::spawn(async move { lines.keep_lines().await }).abort_handle(),
     ];
     let (outside, who) = (Arc::clone(&world), Arc::clone(&process));
     tokio::spawn(async move {
@@ -182,7 +199,9 @@ async fn run(world: Arc<World>, process: Arc<Process>, pauses: Pauses, inbox: In
             *outside.state().replies.entry(id).or_default() += 1;
         }
     });
-    let drained = Worker::new(handler, settings, pauses, process.stop.clone()).run(inbox).await;
+    let drained = Worker::new(handler, settings, pauses, process.stop.clone())
+        .run(inbox, Some(in_order))
+        .await;
     world.is_there(&process).await;
     world.tell(&process.name, || format!("{drained:?}"));
     for task in upkeep {

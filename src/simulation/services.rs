@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     downstream::{Downstream, Judged, Settings, Verdict, breaker},
-    kind::{self, Kinds},
+    kind::{self, Kinds, OrderedBy},
     outcome::{ErrorCode, Failure, StepError},
     request::Request,
     steps::{StepFuture, Steps},
@@ -19,7 +19,8 @@ use crate::{
 /// Attempts of each request.
 pub(super) const MAX_ATTEMPTS: u32 = 4;
 /// The kinds with a call, and what they call.
-pub(super) const CALLING: [(&str, &str); 2] = [("pay", "bank"), ("mail", "mailer")];
+pub(super) const CALLING: [(&str, &str); 3] =
+    [("pay", "bank"), ("mail", "mailer"), ("visit", "bank")];
 
 const TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -36,6 +37,8 @@ pub(super) fn downstream(world: &World) -> Arc<Downstream> {
         burst: None,
         when_full: world.plan.limits.when_full,
         max_parked: world.plan.max_parked,
+        release: crate::downstream::release::Settings { rate: 5.0, growth: 2.0 },
+        budget_header: String::new(),
         headers: BTreeMap::new(),
         ca_file: None,
         breaker: breaker::Settings {
@@ -68,6 +71,7 @@ pub(super) fn kinds(
     let settings = kind::Settings {
         apply: Some("app.note".to_owned()),
         apply_batch: None,
+        ordered_by: None,
         call: None,
         reply: true,
         max_in_flight: world.plan.limits.of_kind,
@@ -90,7 +94,12 @@ pub(super) fn kinds(
         };
         (kind.to_owned(), Arc::new(steps) as Arc<dyn Steps>)
     });
-    let configured = BTreeMap::from([("note".to_owned(), settings.clone())]);
+    let ordered = kind::Settings { ordered_by: Some(OrderedBy::UserId), ..settings.clone() };
+    let configured = BTreeMap::from([
+        ("note".to_owned(), settings.clone()),
+        ("step".to_owned(), ordered.clone()),
+        ("visit".to_owned(), ordered),
+    ]);
     Kinds::new(&configured, &BTreeMap::from(steps), &settings)
 }
 

@@ -36,6 +36,10 @@ pub(super) struct State {
     pub(super) chance: Rng,
     pub(super) model: Model,
     pub(super) broker: Broker,
+    /// The queue of ordered kinds.
+    pub(super) ordered: Broker,
+    /// What came into it, in its order.
+    pub(super) arrivals: Vec<String>,
     pub(super) natures: BTreeMap<String, Nature>,
     pub(super) moods: BTreeMap<&'static str, Mood>,
     pub(super) postgres: bool,
@@ -64,6 +68,8 @@ impl World {
             chance,
             model: Model::default(),
             broker: Broker::default(),
+            ordered: Broker::default(),
+            arrivals: Vec::new(),
             natures: plan.natures.iter().cloned().collect(),
             moods: BTreeMap::new(),
             postgres: true,
@@ -160,19 +166,28 @@ impl World {
 
     /// The line of a process to the broker is cut.
     pub(super) fn cut(&self, process: &Process) {
-        let Some(line) = process.line() else { return };
+        for in_order in [false, true] {
+            if let Some(line) = process.line(in_order) {
+                self.cut_line(process, in_order, line);
+            }
+        }
+    }
+
+    /// A line is no more; what was under way on it arrives or not.
+    pub(super) fn cut_line(&self, process: &Process, in_order: bool, line: u64) {
         let arriving = {
             let mut state = self.state();
-            let State { broker, chance, .. } = &mut *state;
+            let State { broker, ordered, chance, .. } = &mut *state;
+            let broker = if in_order { ordered } else { broker };
             let Some(line) = broker.lines.get_mut(&line) else { return };
             let arriving = chance.usize(..=line.frames.len());
             line.frames.drain(..arriving).collect::<Vec<_>>()
         };
         for frame in arriving {
-            self.arrived(line, frame);
+            self.arrived(in_order, line, frame);
         }
-        self.state().broker.cut(line);
-        self.tell(&process.name, || format!("line {line} is cut"));
+        self.state().queue(in_order).cut(line);
+        self.tell(&process.name, || format!("{} is cut", named(in_order, line)));
     }
 
     /// A visit of a process to Postgres, in which `work` is one transaction.
@@ -225,12 +240,27 @@ impl World {
     }
 }
 
+/// A line, for people.
+pub(super) fn named(in_order: bool, line: u64) -> String {
+    format!("line {line}{}", if in_order { " in order" } else { "" })
+}
+
 impl State {
+    /// The queue of ordered kinds, or the other one.
+    pub(super) fn queue(&mut self, in_order: bool) -> &mut Broker {
+        if in_order { &mut self.ordered } else { &mut self.broker }
+    }
+
     /// Whether the ledger, or the broker's dead queue, has this very message.
     pub(super) fn knows(&self, id: &str, message: &Message) -> bool {
         let filed = self.model.rows.get(id);
         filed.is_some_and(|row| row.request.message.body == message.body)
             || self.kept.contains(&message.body)
-            || self.broker.dead.iter().any(|dead| dead.serial == message.serial)
+            || self
+                .broker
+                .dead
+                .iter()
+                .chain(&self.ordered.dead)
+                .any(|dead| dead.serial == message.serial)
     }
 }

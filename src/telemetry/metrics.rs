@@ -123,6 +123,10 @@ names! {
         "Requests parked, by what they wait for";
     counter TAKEOVERS = "longshore_takeovers_total", Count, [],
         "Requests taken over from a worker that had died or lost its connection";
+    counter ENTERED = "longshore_entered_total", Count, ["kind", "from"],
+        "Requests of ordered kinds put down in the line of their user: in_order, or elsewhere, which has no order";
+    counter ORDER_BROKEN = "longshore_order_broken_total", Count, [],
+        "Requests that the broker delivered again after later ones, and that stand behind them: alert on any";
     counter FENCED = "longshore_fenced_total", Count, [],
         "Finishes that changed nothing, for another worker had taken the request over";
     histogram BATCH = "longshore_ledger_batch_rows", Count, ["step"],
@@ -142,6 +146,8 @@ names! {
         "Calls to a dependency, from admission to the last byte";
     counter CALLS = "longshore_calls_total", Count, ["dependency", "result"],
         "Calls to a dependency: ok, refused, transient, not_admitted, cancelled";
+    counter LET_GO = "longshore_let_go_total", Count, ["dependency"],
+        "Parked requests that were let go on: probes, and what follows when the dependency has recovered";
     gauge CALLS_IN_FLIGHT = "longshore_calls_in_flight", Count, ["dependency"],
         "Calls under way to a dependency";
     gauge CALLS_LIMIT = "longshore_calls_limit", Count, ["dependency"],
@@ -284,6 +290,16 @@ pub fn taken_over() {
     counter!(TAKEOVERS).increment(1);
 }
 
+/// A request stands in the line of its user.
+pub fn entered(kind: &str, from: &'static str) {
+    counter!(ENTERED, "kind" => kind.to_owned(), "from" => from).increment(1);
+}
+
+/// A request came behind later ones.
+pub fn order_broken() {
+    counter!(ORDER_BROKEN).increment(1);
+}
+
 /// A finish was fenced off.
 pub fn fenced() {
     counter!(FENCED).increment(1);
@@ -323,6 +339,13 @@ pub fn call(dependency: &str, result: &'static str, took: Option<Duration>) {
     counter!(CALLS, "dependency" => dependency.to_owned(), "result" => result).increment(1);
     if let Some(took) = took {
         histogram!(CALL_DURATION, "dependency" => dependency.to_owned()).record(took.as_secs_f64());
+    }
+}
+
+/// So many requests that were parked on a dependency were let go on.
+pub fn let_go(dependency: &str, requests: u64) {
+    if requests > 0 {
+        counter!(LET_GO, "dependency" => dependency.to_owned()).increment(requests);
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Settings {
     pub max_parked: u64,
     /// Larger bodies go to the broker's dead-letter queue unread.
     pub max_message_bytes: usize,
+    /// Requests of ordered kinds in the ledger that have not ended, before no further ones are taken.
+    pub max_in_line: u64,
     /// How long a stop waits for what is begun.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
@@ -57,6 +59,9 @@ impl Settings {
                 "must be between 64 and 134217728, the most any RabbitMQ takes",
             );
         }
+        if self.max_in_line == 0 {
+            say("max_in_line", "must be at least 1");
+        }
         if self.grace < Duration::from_millis(100) {
             say("grace", "must be at least 100ms");
         }
@@ -72,5 +77,10 @@ impl Settings {
     /// How many slots a part of them is; nothing where it is all of them.
     pub(crate) fn slots(&self, share: f64) -> Option<usize> {
         (share < 1.0).then(|| ((self.concurrency as f64 * share).round() as usize).max(1))
+    }
+
+    /// As many as due work may hold.
+    pub(crate) fn due_slots(&self) -> usize {
+        self.slots(self.due_share).unwrap_or(self.concurrency)
     }
 }

@@ -23,7 +23,9 @@ async fn the_sql_of_the_operations_page_runs() {
         body.contains("Ada").then_some(())
     })
     .await;
-    for comment in ["What waits, and on whom", "Do not wait any longer"] {
+    for comment in
+        ["What waits, and on whom", "Who holds up the most in line", "Do not wait any longer"]
+    {
         place.database.execute(&statement("docs/operations.md", comment)).await;
     }
 }

@@ -231,6 +231,8 @@ counts_interval = "200ms"
 [queue]
 name = "{name}.requests"
 exchange = "{name}"
+ordered_name = "{name}.ordered"
+ordered_exchange = "{name}.ordered"
 dead_queue = "{name}.dead"
 dead_exchange = "{name}.dead"
 prefetch = 64

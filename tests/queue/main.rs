@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod faults;
+mod order;
 mod proxy;
 mod raw;
 mod room;

@@ -45,6 +45,8 @@ pub(crate) async fn settings(prefix: &str) -> Settings {
         name: format!("{prefix}.requests"),
         exchange: prefix.clone(),
         binding: "#".into(),
+        ordered_name: format!("{prefix}.ordered"),
+        ordered_exchange: format!("{prefix}.ordered"),
         dead_queue: format!("{prefix}.dead"),
         dead_exchange: format!("{prefix}.dead"),
         declare: true,
@@ -60,6 +62,7 @@ pub(crate) async fn settings(prefix: &str) -> Settings {
         ca_file: None,
         poll_interval: Duration::from_millis(200),
         pause_hold: Duration::from_millis(100),
+        in_order: false,
     }
 }
 

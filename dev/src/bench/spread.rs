@@ -22,7 +22,7 @@ pub(crate) fn of(numbers: impl IntoIterator<Item = f64>) -> Spread {
 }
 
 /// The smallest of the sorted numbers below or at which lies this share of them.
-pub(super) fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let rank = (sorted.len() as f64 * share).ceil() as usize;
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }

@@ -118,6 +118,26 @@ async fn it_hangs_and_is_known_to() {
 }
 
 #[tokio::test]
+async fn it_knows_the_most_that_it_had_at_once() {
+    let house = House::new().await;
+    house.stub.behave("geocoder", Behaviour::Hang);
+    {
+        let mut hanging: Vec<_> = ["a", "b", "c"]
+            .map(|key| Box::pin(house.post("/geocoder/verify", key, "{}").send()))
+            .into();
+        let all = futures_util::future::select_all(hanging.iter_mut());
+        tokio::select! {
+            (answer, ..) = all => panic!("{answer:?}"),
+            () = house.stub.until_arrivals("geocoder", 3) => {}
+        }
+    }
+    assert_eq!(busiest_at(&house.stub.url, "geocoder").await.unwrap(), 3);
+    // Whose caller has gone is soon no longer under way.
+    while busiest_at(&house.stub.url, "geocoder").await.unwrap() > 0 {}
+    assert_eq!(busiest_at(&house.stub.url, "mailer").await.unwrap(), 0);
+}
+
+#[tokio::test]
 async fn it_trickles() {
     let house = House::new().await;
     house.stub.behave("geocoder", Behaviour::Trickle);

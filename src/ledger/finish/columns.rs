@@ -61,9 +61,8 @@ impl<'a> Columns<'a> {
             charged: column(jobs, |job| i32::from(job.charged)),
             fences: column(jobs, |job| job.hold.fence()),
             due_in: column(jobs, |job| match &job.verdict {
-                Verdict::Waiting { due_in, .. } | Verdict::Parked { due_in, .. } => {
-                    Some(due_in.as_secs_f64())
-                }
+                Verdict::Waiting { due_in, .. } => Some(due_in.as_secs_f64()),
+                Verdict::Parked { due_in, .. } => due_in.map(|due_in| due_in.as_secs_f64()),
                 Verdict::Done | Verdict::Dead { .. } => None,
             }),
             parked_on: column(jobs, |job| match &job.verdict {

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use crate::{ledger::Fence, outcome::Failure, request::Request, steps::Steps};
 
@@ -24,8 +25,8 @@ pub struct Finish {
     pub wants_result: bool,
     /// The apply step, where it is written in Rust.
     pub steps: Option<Arc<dyn Steps>>,
-    /// The longest the apply step may take.
-    pub budget: Duration,
+    /// When the apply step is to be over. However late it is, it gets a fair try.
+    pub ends: Option<Instant>,
     /// When it was received.
     pub received_at: OffsetDateTime,
 }
@@ -63,8 +64,9 @@ pub enum Verdict {
     Parked {
         /// What it waits for.
         on: String,
-        /// How long until it is looked at again.
-        due_in: Duration,
+        /// How long until it goes on. `None`: until it is let go ([`Gate`](crate::ledger::Gate)), or
+        /// its deadline is over, when it is looked at once more.
+        due_in: Option<Duration>,
     },
     /// It is given up.
     Dead {

@@ -36,6 +36,7 @@ impl Statements {
             let text = |text: &str| {
                 let text = text.replace("{apply}", apply).replace("{result}", parts.result);
                 let text = text.replace("{kept}", parts.kept).replace("{refused}", parts.refused);
+                let text = text.replace("{due_at}", DUE_AT);
                 statement(&text.replace("{input}", columns::INPUT))
             };
             let lean = Lean::new(schema, functions);
@@ -114,6 +115,13 @@ select null, t.id, null, (t.applied).state, (t.applied).message, (t.applied).rai
  where (t.applied).state is not null",
 };
 
+/// When a row goes on. Who is parked until he is let go is looked at once more when his deadline is
+/// over; a moment later, for the clock of the worker that looks may be behind.
+const DUE_AT: &str = "\
+case when t.state <> 'parked' or t.due_in is not null then now() + make_interval(secs => t.due_in)
+     when t.deadline is null then 'infinity'
+     else greatest(t.deadline, now()) + interval '1 second' end";
+
 /// Inserts the rows that are not there yet and applies their functions, in the order of the rows
 /// (`by_user`). The functions are volatile, so Postgres evaluates them after the sort.
 const INSERT: &str = "\
@@ -128,7 +136,7 @@ todo as materialized (
         (request_id, kind, user_id, state, attempt, fence, from_queue, worker, due_at, parked_on,
          error_code, error, result, digest, body, properties, deadline, published_at, received_at,
          finished_at)
-    select id, kind, user_id, state, charged, fence, true, $1, now() + make_interval(secs => due_in),
+    select id, kind, user_id, state, charged, fence, true, $1, {due_at},
            parked_on, error_code, error, {result}, digest, body, properties::json, deadline,
            published_at, received_at, case when state in ('done', 'dead') then clock_timestamp() end
       from todo t
@@ -160,7 +168,7 @@ todo as materialized (
 ), updated as (
     update longshore.requests r
        set state = t.state, attempt = t.attempt, worker = $1,
-           due_at = now() + make_interval(secs => t.due_in), parked_on = t.parked_on,
+           due_at = {due_at}, parked_on = t.parked_on,
            crashes = 0, alone = false,
            error_code = t.error_code, error = t.error, result = {result},
            body = case when t.state <> 'done' then r.body end,

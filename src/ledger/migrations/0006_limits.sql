@@ -1,4 +1,4 @@
--- Limits that all workers share, and what is parked on limits.
+-- Limits that all workers share, and what is parked on the shares of users.
 
 -- Token buckets. A rate gives out moments in time: a token for each 1/rate of a second.
 create table longshore.buckets (
@@ -37,8 +37,6 @@ end $$;
 comment on function longshore.take_tokens is
     'Takes tokens out of a bucket; in how many seconds there is another one';
 
--- What is parked on a limit is brought up by its limit, the oldest first, as room becomes free.
-create index requests_limited on longshore.requests (parked_on, received_at)
- where state = 'parked' and parked_on like 'limit:%';
+-- What is parked on the share of its user is brought up user after user; found here.
 create index requests_shares on longshore.requests (user_id, received_at)
  where state = 'parked' and parked_on = 'limit:user';

@@ -13,7 +13,8 @@ use tokio_postgres::{Client, NoTls};
 
 use super::*;
 use crate::{
-    ledger::{Function, Ledger, LedgerError, PoolSettings, Settings},
+    ledger::{Entry, Function, Gate, Ledger, LedgerError, OfUsers, PoolSettings, Settings, Whose},
+    limit::USER,
     outcome::{ErrorCode, Failure},
     pause::Pauses,
     request::{Properties, decode},
@@ -64,12 +65,19 @@ impl Pair {
         Duration::from_secs(100 + 10 * self.number)
     }
 
+    /// No two are the same to Postgres.
+    fn moment(&mut self) -> OffsetDateTime {
+        self.number += 1;
+        OffsetDateTime::UNIX_EPOCH + Duration::from_secs(self.number)
+    }
+
     /// A request of one of few ids, with one of few bodies.
     fn request(&mut self) -> Arc<Request> {
         let number = self.chance.u8(..6);
         let what = ["go", "go", "go", "go", "refuse", "fail"][self.chance.usize(..6)];
+        let user = if number < 4 { "u" } else { "v" };
         let body = format!(
-            r#"{{"request_id":"r-{number}","kind":"k","user_id":"u","payload":{{"do":"{what}"}}}}"#
+            r#"{{"request_id":"r-{number}","kind":"k","user_id":"{user}","payload":{{"do":"{what}"}}}}"#
         );
         // Mostly the body that is filed, or nothing would ever be the same request.
         let filed = self.model.rows.get(&format!("r-{number}")).filter(|_| self.chance.u8(..5) > 0);
@@ -110,11 +118,8 @@ impl Pair {
 
     /// At least so many that the last one is not chosen among several that are due at one instant:
     /// which of them comes first is nobody's promise.
-    fn untied(&self, limit: usize, closed: &[String]) -> usize {
-        let rows = self.model.rows.values();
-        let admitted =
-            rows.filter(|row| row.parked_on.as_ref().is_none_or(|on| !closed.contains(on)));
-        let mut due: Vec<_> = admitted.filter_map(|row| row.due_at).collect();
+    fn untied(&self, limit: usize) -> usize {
+        let mut due: Vec<_> = self.model.rows.values().filter_map(|row| row.due_at).collect();
         due.sort();
         (limit..due.len()).find(|at| due[at - 1] != due[*at]).unwrap_or(due.len().max(limit))
     }
@@ -123,14 +128,14 @@ impl Pair {
         let who = self.chance.usize(..2);
         let (ledger, worker) = (Arc::clone(&self.ledgers[who]), WORKERS[who]);
         let now = self.now();
-        match self.chance.u8(..20) {
+        match self.chance.u8(..26) {
             0..=5 => {
                 let mut claims = Vec::new();
                 for request in self.requests() {
                     let fresh = self.chance.u8(..3) > 0;
                     let fence = if fresh { Fence::new() } else { self.fence(&request.id) };
                     let (redelivered, lease) = (self.chance.bool(), self.time());
-                    let received_at = OffsetDateTime::now_utc();
+                    let received_at = self.moment();
                     claims.push(Claim { request, fence, redelivered, lease, received_at });
                 }
                 let theirs = join_all(claims.iter().map(|claim| ledger.claim(claim.clone()))).await;
@@ -165,23 +170,47 @@ impl Pair {
                 format!("{worker} finishes {}: {theirs:?}", finishes.len())
             }
             13 | 14 => {
-                let limit = self.chance.usize(1..=4);
-                let closed = if self.chance.bool() { vec!["bank".to_owned()] } else { Vec::new() };
-                let limit = self.untied(limit, &closed);
-                let lease = self.time();
-                let theirs = ledger.due(limit, &closed, lease).await.unwrap();
-                let said = |due: &[Due]| {
-                    let each = due.iter().map(|due| {
-                        let id = due.request.as_ref().unwrap().id.clone();
-                        (id, (due.fence.0, due.attempt, due.crashes))
-                    });
-                    each.collect::<BTreeMap<_, _>>()
+                let gates: Vec<Gate> = match self.chance.u8(..3) {
+                    0 => Vec::new(),
+                    some => {
+                        let (most, probes) = (self.chance.usize(0..=2), some == 1);
+                        vec![Gate { on: "bank".to_owned(), most, probes }]
+                    }
                 };
+                let parked = |gate: &Gate| {
+                    let rows = self.model.rows.values();
+                    rows.filter(|row| row.parked_on.as_ref() == Some(&gate.on)).count()
+                };
+                let limit = match gates.first() {
+                    None => {
+                        let limit = self.chance.usize(1..=4);
+                        self.untied(limit)
+                    }
+                    // Nothing is left for what is due.
+                    Some(gate) if parked(gate) >= gate.most => gate.most,
+                    Some(_) => 1_000,
+                };
+                let ask = Ask { limit, gates, lease: self.time() };
+                let theirs = ledger.due(&ask).await.unwrap();
                 let theirs = said(&theirs);
-                let fence = |id: &str| Fence(theirs.get(id).map_or(0, |(fence, ..)| *fence));
-                let ours = self.model.due(limit, &closed, lease, worker, now, fence);
+                let fence = |id: &str| Fence(theirs.get(id).map_or(0, |(fence, _)| *fence));
+                let ours = self.model.due(&ask, worker, now, fence);
                 assert_eq!(said(&ours), theirs);
                 format!("{worker} takes due {theirs:?}")
+            }
+            24 => {
+                let wanted = OfUsers {
+                    after: ["", "u"][self.chance.usize(..2)].to_owned(),
+                    each: self.chance.usize(1..=2),
+                    most: self.chance.usize(1..=3),
+                    not_of: [vec![], vec!["u".to_owned()]][self.chance.usize(..2)].clone(),
+                };
+                let lease = self.time();
+                let theirs = said(&ledger.of_users(&wanted, lease).await.unwrap());
+                let fence = |id: &str| Fence(theirs.get(id).map_or(0, |(fence, _)| *fence));
+                let ours = self.model.of_users(&wanted, lease, worker, now, fence);
+                assert_eq!(said(&ours), theirs, "{wanted:?}");
+                format!("{worker} takes of users {theirs:?}")
             }
             15 | 16 => {
                 let id = self.request().id.clone();
@@ -207,6 +236,27 @@ impl Pair {
                 self.client.batch_execute(&passes).await.unwrap();
                 format!("{ahead} s pass")
             }
+            19..=21 => {
+                let mut entries = Vec::new();
+                for request in [self.requests(), self.requests()].concat() {
+                    let fresh = self.chance.u8(..3) > 0;
+                    let fence = if fresh { Fence::new() } else { self.fence(&request.id) };
+                    let received_at = OffsetDateTime::now_utc();
+                    entries.push(Entry { request, fence, received_at });
+                }
+                let theirs = ledger.enter(&entries).await.unwrap();
+                assert_eq!(theirs, self.model.enter(&entries), "{entries:?}");
+                format!("{} enter: {theirs:?}", entries.len())
+            }
+            22 | 23 => {
+                let user = ["u", "v"][self.chance.usize(..2)].to_owned();
+                let whose =
+                    [Whose::Everybodys, Whose::Theirs(vec![user])][self.chance.usize(..2)].clone();
+                let theirs = ledger.advance(&whose).await.unwrap();
+                assert_eq!(theirs, self.model.advance(&whose, now), "{whose:?}");
+                assert_eq!(ledger.in_line(4).await.unwrap(), self.model.in_line(4));
+                format!("{theirs} advance of {whose:?}")
+            }
             _ => {
                 // A failover that lost it.
                 let id = self.request().id.clone();
@@ -221,13 +271,15 @@ impl Pair {
     fn finish_of(&mut self, request: Arc<Request>) -> Finish {
         let fence = self.fence(&request.id);
         let failure = Failure::new(ErrorCode::CallFailed, "it failed");
-        let due_in = self.time();
+        let (due_in, received_at) = (self.time(), self.moment());
         let verdict = match self.chance.u8(..7) {
             0..=2 => Verdict::Done,
             3 => Verdict::Waiting { failure, due_in },
-            4 | 5 => {
-                Verdict::Parked { on: ["bank", "stop"][self.chance.usize(..2)].to_owned(), due_in }
-            }
+            4 | 5 => match self.chance.u8(..4) {
+                0 => Verdict::Parked { on: "bank".to_owned(), due_in: None },
+                1 => Verdict::Parked { on: USER.to_owned(), due_in: None },
+                _ => Verdict::Parked { on: "stop".to_owned(), due_in: Some(due_in) },
+            },
             _ => Verdict::Dead { failure },
         };
         let hold = if self.chance.u8(..3) == 0 { Hold::Fresh(fence) } else { Hold::Claimed(fence) };
@@ -239,8 +291,8 @@ impl Pair {
             response: None,
             wants_result: self.chance.bool(),
             steps: None,
-            budget: Duration::MAX,
-            received_at: OffsetDateTime::now_utc(),
+            ends: None,
+            received_at,
         }
     }
 
@@ -276,6 +328,16 @@ impl Pair {
             }
         }
     }
+}
+
+/// What is told of each, by id: the fence comes from chance.
+fn said(due: &[Due]) -> BTreeMap<String, (i64, String)> {
+    let each = due.iter().map(|due| {
+        let Due { attempt, crashes, in_line, parked_on, .. } = due;
+        let told = format!("{attempt} {crashes} {in_line} {parked_on:?}");
+        (due.request.as_ref().unwrap().id.clone(), (due.fence.0, told))
+    });
+    each.collect()
 }
 
 fn settings(url: String) -> Settings {

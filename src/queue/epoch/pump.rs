@@ -24,6 +24,8 @@ use crate::{
 pub(in crate::queue) enum End {
     /// A stop was asked for; the connection is still good.
     Stop,
+    /// It is given up, for that is how deliveries that keep an order go back.
+    Anew,
     /// The connection is of no more use.
     Trouble(Trouble),
 }
@@ -36,7 +38,7 @@ impl Epoch {
         quarantine: &mut Quarantine,
     ) -> End {
         match self.pumping(shared, quarantine).await {
-            Ok(()) => End::Stop,
+            Ok(end) => end,
             Err(trouble) => End::Trouble(trouble),
         }
     }
@@ -45,7 +47,7 @@ impl Epoch {
         &mut self,
         shared: &Shared,
         quarantine: &mut Quarantine,
-    ) -> Result<(), Trouble> {
+    ) -> Result<End, Trouble> {
         let Shared { settings, pauses, hatch, .. } = shared;
         let mut depth = shared.depth.subscribe();
         let mut look = interval(Duration::from_millis(500));
@@ -59,9 +61,15 @@ impl Epoch {
                 // Nothing is subscribed while anything forbids it.
                 tokio::select! {
                     biased;
-                    () = &mut asked => return Ok(()),
+                    () = &mut asked => return Ok(End::Stop),
                     trouble = failure(&mut self.events, &mut self.settler) => return Err(trouble),
-                    () = pauses.until_clear() => {}
+                    () = self.desk.until_returned() => return Ok(End::Anew),
+                    () = async {
+                        if settings.in_order {
+                            self.desk.until_settled().await;
+                        }
+                        pauses.until_clear().await;
+                    } => {}
                 }
                 let prefetch = if quarantine.is_on() { 1 } else { settings.prefetch() };
                 self.subscribe(shared, prefetch).await?;
@@ -75,9 +83,13 @@ impl Epoch {
             };
             let item = tokio::select! {
                 biased;
-                () = &mut asked => return Ok(()),
+                () = &mut asked => return Ok(End::Stop),
                 trouble = failure(&mut self.events, &mut self.settler) => return Err(trouble),
+                () = self.desk.until_returned() => return Ok(End::Anew),
                 () = &mut paused => {
+                    if settings.in_order {
+                        return Ok(End::Anew);
+                    }
                     self.unsubscribe(shared).await?;
                     continue;
                 }
@@ -149,6 +161,9 @@ impl Epoch {
     ) -> Result<(), Trouble> {
         shared.board.quarantine(false);
         tracing::info!(event = "queue.quarantine_left", why, "fetching at full pace again");
+        if shared.settings.in_order {
+            return self.unsubscribe_in_order(shared).await;
+        }
         self.unsubscribe(shared).await.map(drop)
     }
 

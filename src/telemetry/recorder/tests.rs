@@ -34,6 +34,7 @@ fn record_everything() {
     metrics::breaker_transition("geocoder", "open");
     metrics::breaker_mode("geocoder", "automatic");
     metrics::breaker_unenforced("geocoder");
+    metrics::let_go("geocoder", 2);
     metrics::calls_in_flight("geocoder", 1, 64);
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Broker {
     pub(crate) exchange: String,
     pub(crate) queue: String,
     pub(crate) dead: String,
+    /// Exchange and queue of ordered kinds.
+    pub(crate) ordered: String,
     _connection: Connection,
     channel: Channel,
 }
@@ -75,6 +77,7 @@ impl Broker {
             exchange: name.to_owned(),
             queue: format!("{name}.requests"),
             dead: format!("{name}.dead"),
+            ordered: format!("{name}.ordered"),
             _connection: connection,
             channel,
         }
@@ -110,7 +113,12 @@ impl Broker {
 
     /// Publishes bodies through the exchange with many confirmations under way, and waits for all.
     pub(crate) async fn publish_all(&self, bodies: &[Vec<u8>]) {
-        let exchange = ShortString::try_new(self.exchange.as_str()).unwrap();
+        self.publish_all_to(&self.exchange, bodies).await;
+    }
+
+    /// The same through another exchange; they stand in the queue in this order.
+    pub(crate) async fn publish_all_to(&self, exchange: &str, bodies: &[Vec<u8>]) {
+        let exchange = ShortString::try_new(exchange).unwrap();
         for some in bodies.chunks(1_000) {
             let mut confirms = Vec::with_capacity(some.len());
             for body in some {
@@ -175,14 +183,19 @@ impl Broker {
     /// Waits until somebody consumes the queue. Each look takes a connection of its own, for the
     /// broker closes the channel that asks for a queue that is not there.
     pub(crate) async fn until_consumed(&self) {
-        until("the queue is consumed", async || {
+        self.until_has_consumer(&self.queue).await;
+    }
+
+    /// The same of another queue.
+    pub(crate) async fn until_has_consumer(&self, queue: &str) {
+        until(&format!("{queue} is consumed"), async || {
             let (_connection, channel) = open(&self.url).await;
             let passive = QueueDeclareOptions {
                 passive: true,
                 durable: true,
                 ..QueueDeclareOptions::default()
             };
-            let queue = ShortString::try_new(self.queue.as_str()).unwrap();
+            let queue = ShortString::try_new(queue).unwrap();
             let declared =
                 channel.queue_declare(queue, passive, FieldTable::default()).await.ok()?;
             (declared.consumer_count() > 0).then_some(())
@@ -210,8 +223,8 @@ impl Broker {
 
     /// Deletes what the test has made, in the background.
     pub(crate) fn forget(&self) {
-        let (url, exchange, queue, dead) =
-            (self.url.clone(), self.exchange.clone(), self.queue.clone(), self.dead.clone());
+        let (url, exchange, queue) = (self.url.clone(), self.exchange.clone(), self.queue.clone());
+        let (dead, ordered) = (self.dead.clone(), self.ordered.clone());
         std::thread::spawn(move || {
             let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build()
             else {
@@ -223,7 +236,7 @@ impl Broker {
                     let properties = ConnectionProperties::default();
                     let connection = Connection::connect(&url, properties).await?;
                     let channel = connection.create_channel().await?;
-                    for queue in [queue, dead.clone()] {
+                    for queue in [queue, dead.clone(), ordered.clone()] {
                         channel
                             .queue_delete(
                                 ShortString::try_new(queue).unwrap(),
@@ -231,7 +244,7 @@ impl Broker {
                             )
                             .await?;
                     }
-                    for exchange in [exchange, dead] {
+                    for exchange in [exchange, dead, ordered] {
                         channel
                             .exchange_delete(
                                 ShortString::try_new(exchange).unwrap(),

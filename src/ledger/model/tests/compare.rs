@@ -1,14 +1,17 @@
 //! Both tables, row by row.
 
 use super::*;
+use crate::ledger::model::line::NEVER;
 
 impl Pair {
     /// Whether the tables say the same.
     pub(super) async fn compare(&self, after: &str) {
         let rows =
-            "select request_id, state, attempt, fence, from_queue, worker, parked_on, error_code,
+            "select request_id, state, attempt, fence, from_queue, coalesce(worker, ''), parked_on, error_code,
                            result::text, crashes, alone, body is null, digest,
-                           extract(epoch from due_at - now())::float8
+                           case when due_at = 'infinity' then 'infinity'
+                                else extract(epoch from due_at - now())::float8 end,
+                           place is not null
                       from longshore.requests order by request_id";
         let theirs = self.client.query(rows, &[]).await.unwrap();
         let ids: Vec<String> = theirs.iter().map(|row| row.get(0)).collect();
@@ -39,10 +42,15 @@ impl Pair {
             );
             assert_eq!(said, expected, "{id} after: {after}");
             let seconds: Option<f64> = row.get(13);
-            let due_in = ours.due_at.map(|at| at.as_secs_f64() - self.now().as_secs_f64());
+            assert_eq!(row.get::<_, bool>(14), ours.place.is_some(), "{id} after: {after}");
+            let due_in = ours.due_at.map(|at| match at {
+                NEVER => f64::INFINITY,
+                at => at.as_secs_f64() - self.now().as_secs_f64(),
+            });
+            let same = seconds == due_in;
             let near = seconds.unwrap_or_default() - due_in.unwrap_or_default();
             assert!(
-                seconds.is_some() == due_in.is_some() && near.abs() < 4.0,
+                same || seconds.is_some() == due_in.is_some() && near.abs() < 4.0,
                 "{id}: {seconds:?}, {due_in:?}"
             );
         }

@@ -1,4 +1,4 @@
-//! What is parked on a limit, brought up as its limit has room; and the tokens of shared rates.
+//! What is parked on the shares of users, brought up as they have room; and the tokens of shared rates.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{
     error::{BatchError, LedgerError, own},
     session,
 };
-use crate::limit::{Ask, Grant};
+use crate::limit::{Draw, Grant};
 
 /// Users of whom requests are brought up at a time.
 const USERS: i64 = 64;
@@ -27,31 +27,8 @@ pub struct OfUsers {
 }
 
 impl Ledger {
-    /// Claims requests that are parked on limits: so many of each, those first that were received
-    /// first. Rows that another worker is claiming are skipped.
-    ///
-    /// # Errors
-    /// [`LedgerError::Away`]; nothing that was claimed is lost, its lease runs out.
-    pub async fn limited(
-        &self,
-        wanted: &[(String, usize)],
-        lease: Duration,
-    ) -> Result<Vec<Due>, LedgerError> {
-        let on: Vec<&str> = wanted.iter().map(|(on, _)| on.as_str()).collect();
-        let most: Vec<i64> = wanted.iter().map(|(_, most)| number(*most)).collect();
-        let claimed = session::with(&self.pool, self.patience(), async |client| {
-            let statement = client.prepare_cached(&self.statements.limited).await.map_err(own)?;
-            let rows = client
-                .query(&statement, &[&on, &most, &self.worker, &lease.as_secs_f64()])
-                .await
-                .map_err(own)?;
-            rows.iter().map(read).collect::<Result<Vec<Due>, BatchError>>()
-        })
-        .await;
-        self.outage.noticed(claimed.map_err(LedgerError::from))
-    }
-
-    /// The same for those that are parked on the share of their user: a few of each of several users.
+    /// Claims requests that are parked on the share of their user: a few of each of several users. Rows
+    /// that another worker is claiming are skipped.
     ///
     /// # Errors
     /// [`LedgerError::Away`]; nothing that was claimed is lost, its lease runs out.
@@ -78,12 +55,12 @@ impl Ledger {
     ///
     /// # Errors
     /// [`LedgerError::Away`]: some may be taken for nothing.
-    pub(crate) async fn tokens(&self, bucket: &str, ask: Ask) -> Result<Grant, LedgerError> {
-        let wanted = i32::try_from(ask.tokens).unwrap_or(i32::MAX);
+    pub(crate) async fn tokens(&self, bucket: &str, draw: Draw) -> Result<Grant, LedgerError> {
+        let wanted = i32::try_from(draw.tokens).unwrap_or(i32::MAX);
         let granted = session::with(&self.pool, self.patience(), async |client| {
             let statement = client.prepare_cached(&self.statements.tokens).await.map_err(own)?;
             let row = client
-                .query_one(&statement, &[&bucket, &wanted, &ask.rate, &ask.burst])
+                .query_one(&statement, &[&bucket, &wanted, &draw.rate, &draw.burst])
                 .await
                 .map_err(own)?;
             let tokens = u32::try_from(row.get::<_, i32>(0)).unwrap_or_default();
@@ -101,27 +78,6 @@ fn number(of: usize) -> i64 {
 
 pub(super) const TOKENS: &str =
     "select granted, next_in from longshore.take_tokens($1, $2, $3, $4)";
-
-/// One part of an index for each limit, however many are parked on others.
-pub(super) const LIMITED: &str = "\
-with due as (
-    select r.request_id, w.parked_on
-      from unnest($1::text[], $2::bigint[]) as w(parked_on, most), lateral (
-        select q.request_id
-          from longshore.requests q
-         where q.state = 'parked' and q.parked_on like 'limit:%' and q.parked_on = w.parked_on
-         order by q.received_at
-         limit w.most
-           for update skip locked) r
-)
-update longshore.requests r
-   set state = 'running', attempt = r.attempt + 1, crashes = 0, alone = false, from_queue = false,
-       worker = $3, fence = (random() * 9007199254740992)::bigint,
-       due_at = now() + make_interval(secs => $4), parked_on = null
-  from due
- where r.request_id = due.request_id
-returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text, r.crashes,
-          r.received_at, due.parked_on";
 
 /// From user to user by leaps in the index, so that the many rows of one are not read for the few of
 /// another.
@@ -160,4 +116,4 @@ update longshore.requests r
   from due
  where r.request_id = due.request_id
 returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text, r.crashes,
-          r.received_at, 'limit:user'";
+          r.received_at, r.place is not null, 'limit:user'";

@@ -2,19 +2,23 @@
 //! the dependency that it calls. Who finds one full waits in line for it without a slot, or is parked
 //! on it and brought up when it has room.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    sync::{Notify, Semaphore, SemaphorePermit},
     time::{Instant, timeout},
 };
 
-use super::{Attempt, Handler};
+use super::{Attempt, Handler, Slot};
 use crate::{
+    downstream::Dependency,
     kind::{Kind, Work},
     ledger::{Hold, Keeper, Verdict},
-    limit::{AT_THE_LATEST, Bounds, Parked, Place, Share, Shares, USER, WhenFull},
+    limit::{Bounds, Parked, Place, Share, Shares, USER, WhenFull},
     outcome::{GiveBack, Outcome},
     pause::Reason,
     request::Request,
@@ -30,7 +34,7 @@ const FOR_ONE: usize = 2;
 const A_QUARTER: usize = 4;
 
 /// What is the same for all requests of a worker.
-pub(crate) struct Gate {
+pub(crate) struct Lobby {
     shares: Option<Shares>,
     /// So many at least one dependency lets in, as long as their calls are not over.
     door: usize,
@@ -40,10 +44,11 @@ pub(crate) struct Gate {
     most_aside: usize,
     /// Somebody has left what others may be parked on.
     room: Notify,
-    pub(super) looking: super::pull::Looking,
+    /// The last user of whom something was brought up.
+    pub(super) last_user: Mutex<String>,
 }
 
-impl Gate {
+impl Lobby {
     /// For so many slots, so many of them for one user, if that is bounded, and so many requests that
     /// wait without one.
     pub(crate) fn new(slots: usize, share: Option<usize>, aside: usize) -> Self {
@@ -54,7 +59,7 @@ impl Gate {
             aside: Semaphore::new(aside),
             most_aside: aside,
             room: Notify::new(),
-            looking: super::pull::Looking::default(),
+            last_user: Mutex::default(),
         }
     }
 
@@ -83,77 +88,44 @@ impl Gate {
     }
 }
 
-/// The right to work one request.
-pub(crate) struct Slot {
-    permit: Option<OwnedSemaphorePermit>,
-    /// Due work holds one of its share as well.
-    due: Option<OwnedSemaphorePermit>,
-}
-
-/// Where a slot comes from.
-struct Slots {
-    slots: Arc<Semaphore>,
-    due: Option<Arc<Semaphore>>,
-}
-
-impl Slot {
-    pub(crate) fn new(permit: OwnedSemaphorePermit, due: Option<OwnedSemaphorePermit>) -> Self {
-        Self { permit: Some(permit), due }
-    }
-
-    fn put_back(&mut self) -> Option<Slots> {
-        let slots = Arc::clone(self.permit.take()?.semaphore());
-        let due = self.due.take().map(|permit| Arc::clone(permit.semaphore()));
-        Some(Slots { slots, due })
-    }
-
-    async fn take_again(&mut self, from: Slots) {
-        if let Some(due) = from.due {
-            self.due = due.acquire_owned().await.ok();
-        }
-        self.permit = from.slots.acquire_owned().await.ok();
-    }
-}
-
 /// What a request has passed. Those who are parked on it get their turn when it is dropped.
 #[derive(Default)]
-pub(super) struct Entry<'a> {
+pub(super) struct Pass<'a> {
     share: Option<Share<'a>>,
     places: [Option<Place<'a>>; 2],
     bounds: [Option<&'a Bounds>; 2],
-    gate: Option<&'a Gate>,
+    lobby: Option<&'a Lobby>,
 }
 
-impl Entry<'_> {
+impl Pass<'_> {
     /// Its call is over: the next one may come, while this one is written down.
     pub(super) fn called(&mut self) {
         let [_, dependency] = &mut self.places;
         if dependency.take().is_some()
-            && let (Some(gate), [_, Some(bounds)]) = (self.gate, self.bounds)
-            && bounds.parked.any().is_some()
+            && let (Some(lobby), [_, Some(bounds)]) = (self.lobby, self.bounds)
+            && bounds.parked.any()
         {
-            gate.room.notify_one();
+            lobby.room.notify_one();
         }
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for Pass<'_> {
     fn drop(&mut self) {
         self.places = [None, None];
         let shared = self.share.take().is_some();
-        let Some(gate) = self.gate else { return };
-        let waits = |parked: &Parked| parked.any().is_some();
-        if self.bounds.iter().flatten().any(|bounds| waits(&bounds.parked))
-            || shared && waits(&gate.on_shares)
+        let Some(lobby) = self.lobby else { return };
+        if self.bounds.iter().flatten().any(|bounds| bounds.parked.any())
+            || shared && lobby.on_shares.any()
         {
-            gate.room.notify_one();
+            lobby.room.notify_one();
         }
     }
 }
 
 /// The same, where there was anything to pass. Boxed, for few have it and each future would have room
 /// for it.
-pub(super) type Passed<'a> = Option<Box<Entry<'a>>>;
+pub(super) type Passed<'a> = Option<Box<Pass<'a>>>;
 
 /// What was full.
 enum Full<'a> {
@@ -175,6 +147,7 @@ impl Full<'_> {
 struct Way<'a> {
     shares: Option<&'a Shares>,
     bounds: [Option<&'a Bounds>; 2],
+    dependency: Option<&'a Dependency>,
 }
 
 impl<'a> Way<'a> {
@@ -183,34 +156,39 @@ impl<'a> Way<'a> {
     }
 
     /// All of it, or what is full.
-    async fn enter(&self, user: &str, gate: &'a Gate) -> Result<Entry<'a>, Full<'a>> {
-        let mut entry = Entry::default();
+    async fn enter(&self, user: &str, lobby: &'a Lobby) -> Result<Pass<'a>, Full<'a>> {
+        let mut pass = Pass::default();
         if let Some(shares) = self.shares {
-            entry.share = Some(shares.try_take(user).ok_or(Full::Share(shares))?);
+            pass.share = Some(shares.try_take(user).ok_or(Full::Share(shares))?);
         }
-        for (place, bounds) in entry.places.iter_mut().zip(self.bounds) {
+        for (place, bounds) in pass.places.iter_mut().zip(self.bounds) {
             if let Some(bounds) = bounds {
                 *place = Some(bounds.enter(false).await.ok_or(Full::Bounds(bounds))?);
             }
         }
-        (entry.bounds, entry.gate) = (self.bounds, Some(gate));
-        Ok(entry)
+        (pass.bounds, pass.lobby) = (self.bounds, Some(lobby));
+        Ok(pass)
+    }
+
+    /// The dependency, where others are parked on it already and what is full is its limit.
+    fn behind(&self, full: &Full<'_>) -> Option<&'a Dependency> {
+        self.dependency.filter(|it| it.is_waited_for() && it.bounds().on() == full.on())
     }
 
     /// All of it, one after the other, in the order of asking.
-    async fn wait(&self, user: &str, pulled: bool, gate: &'a Gate) -> Entry<'a> {
-        let mut entry = Entry::default();
+    async fn wait(&self, user: &str, has_room: bool, lobby: &'a Lobby) -> Pass<'a> {
+        let mut pass = Pass::default();
         if let Some(shares) = self.shares {
-            entry.share = shares.take(user).await;
+            pass.share = shares.take(user).await;
         }
-        for (place, bounds) in entry.places.iter_mut().zip(self.bounds) {
+        for (place, bounds) in pass.places.iter_mut().zip(self.bounds) {
             if let Some(bounds) = bounds {
-                let _in_line = bounds.in_line(pulled);
+                let _in_line = bounds.in_line(has_room);
                 *place = bounds.enter(true).await;
             }
         }
-        (entry.bounds, entry.gate) = (self.bounds, Some(gate));
-        entry
+        (pass.bounds, pass.lobby) = (self.bounds, Some(lobby));
+        pass
     }
 }
 
@@ -220,26 +198,28 @@ impl<K: Keeper> Handler<K> {
             Work::Configured { call: Some(call) } => self.downstream.get(&call.dependency),
             Work::Configured { call: None } | Work::Rust(_) => None,
         };
+        // What it does not let through is parked on its breaker, and pays nothing.
+        let dependency = dependency.filter(|it| it.admits());
         Way {
-            shares: self.gate.shares(),
+            shares: self.lobby.shares(),
             bounds: [
                 kind.bounds.is_active().then_some(&*kind.bounds),
-                // What it does not let through is parked on its breaker, and pays nothing.
-                dependency.filter(|it| it.admits()).map(|it| it.door(self.gate.door)),
+                dependency.map(|it| it.door(self.lobby.door)),
             ],
+            dependency,
         }
     }
 
     /// Whether a request of this kind has anything to pass.
     pub(super) fn is_limited(&self, kind: &Kind) -> bool {
-        kind.bounds.is_active() || kind.has_call() || self.gate.shares.is_some()
+        kind.bounds.is_active() || kind.has_call() || self.lobby.shares.is_some()
     }
 
     /// Lets a request in, at once or after a wait without its slot.
     ///
     /// # Errors
     /// The outcome where it is not begun: parked on what is full, or left off for a stop or a pause.
-    pub(super) async fn enter<'a>(
+    pub(super) async fn let_in<'a>(
         &'a self,
         kind: &'a Kind,
         request: &Arc<Request>,
@@ -247,29 +227,33 @@ impl<K: Keeper> Handler<K> {
         slot: &mut Slot,
         attempt: &mut Attempt,
     ) -> Result<Passed<'a>, Outcome> {
-        let (way, user, gate) = (self.way(kind), &*request.user_id, &self.gate);
+        let (way, user, lobby) = (self.way(kind), &*request.user_id, &self.lobby);
         if way.is_free() {
             return Ok(None);
         }
         let changes = self.pauses.changes();
-        let entered = way.enter(user, gate).await;
+        let entered = way.enter(user, lobby).await;
         // It may have taken a visit to the ledger, and a stop may have been asked for meanwhile.
         if self.pauses.changes() != changes && self.nothing_begins(hold).now_or_never().is_some() {
             return Err(self.left_off(request, hold, attempt).await);
         }
         let full = match entered {
-            Ok(entry) => return Ok(Some(Box::new(entry))),
+            Ok(pass) => return Ok(Some(Box::new(pass))),
             Err(full) => full,
         };
-        // Who is parked begins a new life in which no worker has vanished over it: a suspect stays.
-        let (pulled, suspect) = (attempt.pulled, attempt.crashes > 0);
-        let aside = if pulled || suspect { None } else { self.gate.aside(&full, user) };
         attempt.limited_by = Some(full.on().to_owned());
-        if aside.is_none() && !pulled && !suspect {
+        // Who is parked begins a new life in which no worker has vanished over it: a suspect stays.
+        let (has_room, suspect) = (attempt.has_room, attempt.crashes > 0);
+        let behind = if attempt.is_let_go() { None } else { way.behind(&full) };
+        let stays = has_room || suspect;
+        let aside = if stays || behind.is_some() { None } else { lobby.aside(&full, user) };
+        if aside.is_none() && !stays {
             metrics::limited(full.on(), "parked");
             // Others need it more while this is written.
             slot.put_back();
-            return Err(self.park(request, full.on(), AT_THE_LATEST, hold, attempt).await);
+            behind.iter().for_each(|dependency| dependency.turned_away());
+            let on = behind.map_or(full.on(), Dependency::name);
+            return Err(self.park(request, on, None, hold, attempt).await);
         }
         metrics::limited(full.on(), "waited");
         let Some(slots) = slot.put_back() else {
@@ -277,23 +261,23 @@ impl<K: Keeper> Handler<K> {
         };
         let since = Instant::now();
         let line = async {
-            let line = way.wait(user, pulled, gate);
-            let entry = match suspect {
+            let line = way.wait(user, has_room, lobby);
+            let pass = match suspect {
                 true => line.await,
                 false => timeout(kind.timeout, line).await.ok()?,
             };
             slot.take_again(slots).await;
-            Some(entry)
+            Some(pass)
         };
         let waited = tokio::select! {
             biased;
             () = self.nothing_begins(hold) => None,
-            entry = line => Some(entry),
+            pass = line => Some(pass),
         };
         attempt.limit = Some(attempt.limit.unwrap_or_default() + since.elapsed());
         match waited {
-            Some(Some(entry)) => Ok(Some(Box::new(entry))),
-            Some(None) => Err(self.park(request, full.on(), AT_THE_LATEST, hold, attempt).await),
+            Some(Some(pass)) => Ok(Some(Box::new(pass))),
+            Some(None) => Err(self.park(request, full.on(), None, hold, attempt).await),
             None => Err(self.left_off(request, hold, attempt).await),
         }
     }
@@ -314,7 +298,9 @@ impl<K: Keeper> Handler<K> {
                 let why = if stops { GiveBack::Stop } else { GiveBack::Pause };
                 Outcome::GivenBack { why }
             }
-            Hold::Claimed(_) => self.park(request, "stop", Duration::ZERO, hold, attempt).await,
+            Hold::Claimed(_) => {
+                self.park(request, "stop", Some(Duration::ZERO), hold, attempt).await
+            }
         }
     }
 
@@ -322,7 +308,7 @@ impl<K: Keeper> Handler<K> {
         &self,
         request: &Arc<Request>,
         on: &str,
-        due_in: Duration,
+        due_in: Option<Duration>,
         hold: Hold,
         attempt: &mut Attempt,
     ) -> Outcome {

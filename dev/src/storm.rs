@@ -1,0 +1,107 @@
+//! `make storm`: what a dependency in trouble costs those who do not need it, and itself.
+//!
+//! A broker, a Postgres and a stub of its own; requests come in by the clock, most of which need no
+//! geocoder. One after the other it is dead, slow, failing, throttling, hanging, flapping, and back
+//! with a crowd parked on it. For each of these the ages of the others before and during it are
+//! compared, and the account is drawn up of who died, what was charged, in which order the parked
+//! went on, and how many calls the geocoder had at once. At the end deadlines are tried.
+//!
+//! | room | what it knows |
+//! |---|---|
+//! | `field` | the servers, the workers, the stub |
+//! | `load` | what is published, and when |
+//! | `trouble` | the ways in which a dependency is in trouble |
+//! | `account` | what became of a phase, and whether that is right |
+//! | `deadline` | that nothing is started or held when its time is over |
+
+mod account;
+mod deadline;
+mod field;
+mod load;
+mod trouble;
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::time::timeout;
+
+pub use self::trouble::Trouble;
+use self::{account::Account, field::Field, load::Mix};
+
+/// How much.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// Requests a second, a fifth of which need the geocoder.
+    #[arg(long, default_value_t = 2_000)]
+    rate: u32,
+    /// Seconds of each trouble.
+    #[arg(long, default_value_t = 60)]
+    trouble: u64,
+    /// Seconds before it, to compare with.
+    #[arg(long, default_value_t = 20)]
+    calm: u64,
+    /// Requests that are parked for the crowd.
+    #[arg(long, default_value_t = 50_000)]
+    crowd: usize,
+    /// Workers.
+    #[arg(long, default_value_t = 1)]
+    workers: usize,
+    /// By how many percent the others may be later at their 99th percentile.
+    #[arg(long, default_value_t = 20.0)]
+    later: f64,
+    /// Which troubles; all of them without any.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Trouble>,
+}
+
+impl Options {
+    fn mix(&self) -> Mix {
+        Mix { rate: f64::from(self.rate), calm: self.calm as f64, trouble: self.trouble as f64 }
+    }
+
+    /// How long a phase may take, with the time in which the last are done.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(self.calm + self.trouble + 300)
+    }
+}
+
+/// Goes through all troubles; true when everything was as it should be.
+///
+/// # Errors
+/// When something cannot be started, or does not come to its end.
+pub async fn run(options: &Options) -> anyhow::Result<bool> {
+    println!("starting a RabbitMQ, a Postgres and a stub of their own …");
+    let mut field = Field::open(options.workers).await?;
+    let mut right = true;
+    for trouble in Trouble::ALL {
+        if !options.only.is_empty() && !options.only.contains(&trouble) {
+            continue;
+        }
+        println!("\n{}: {}", trouble.name(), trouble.what(options.crowd));
+        let account = timeout(options.patience(), phase(&mut field, options, trouble));
+        let account = account.await.context("it did not come to its end in time")??;
+        println!("{account}");
+        right &= account.is_right();
+    }
+    if options.only.is_empty() || options.only.contains(&Trouble::Deadlines) {
+        println!("\ndeadlines: calls take 10 s, and requests have 1 s");
+        let account = timeout(options.patience(), deadline::run(&mut field)).await;
+        let account = account.context("it did not come to its end in time")??;
+        println!("{account}");
+        right &= account.is_right();
+    }
+    field.close().await?;
+    Ok(right)
+}
+
+async fn phase(field: &mut Field, options: &Options, trouble: Trouble) -> anyhow::Result<Account> {
+    field.fresh().await?;
+    trouble::prepare(field, trouble, options.crowd).await?;
+    let mix = options.mix();
+    let publisher = field.publisher().await?;
+    let publishing = load::publish(&publisher, mix);
+    let troubling = trouble::make(field, trouble, options);
+    let (sent, moments) = tokio::try_join!(publishing, troubling)?;
+    field.until_quiet().await?;
+    account::draw_up(field, &sent, moments, options, trouble).await
+}
