@@ -153,6 +153,11 @@ async fn an_open_breaker_parks_what_needs_it_uncharged_and_lets_the_rest_pass() 
         (&opened["dependency"], &opened["why"]),
         (&json!("geocoder"), &json!("consecutive_failures"))
     );
+    for n in 0..10 {
+        // Those that were under way when it opened have come to their end as well.
+        let id = format!("failed-{n}");
+        worker.until_line(&format!("tells of {id}"), |line| line["request_id"] == id).await;
+    }
     place.stub.behave("geocoder", Behaviour::default());
     let called = place.stub.arrivals("geocoder");
     join_all((0..20).map(|n| verify(format!("parked-{n}")))).await;

@@ -13,6 +13,8 @@ fn record_everything() {
     metrics::Meters::of("k").done(took, took);
     metrics::slots(1, 2);
     metrics::unknown_fields("k");
+    metrics::entered("k", "queue");
+    metrics::order_broken();
     metrics::reply("sent");
     metrics::consumer_up(true);
     metrics::delivered(1, 1);
