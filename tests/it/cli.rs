@@ -50,7 +50,7 @@ async fn a_check_of_a_place_where_all_is_well_says_so() {
 async fn a_check_finds_a_ledger_that_was_not_migrated_and_a_worker_refuses_it() {
     let place = Place::new("check_migrate").await;
     place.database.execute("drop schema longshore cascade").await;
-    found(&place.cli(&["check"]).await, &["lacks 6 migration(s); run `longshore migrate`"]);
+    found(&place.cli(&["check"]).await, &["lacks 7 migration(s); run `longshore migrate`"]);
     let run = place.cli(&["run"]).await;
     assert_eq!(run.status.code(), Some(1));
     let last = said(&run).lines().last().unwrap().to_owned();

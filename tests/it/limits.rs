@@ -58,7 +58,9 @@ async fn until_all_done(place: &Place, ids: &[String]) {
 #[tokio::test]
 async fn who_finds_a_kind_full_waits_in_line_without_a_slot() {
     let place = place("limit_wait", &limited("max_in_flight = 2")).await;
-    let worker = place.worker().await;
+    // Two are called, and the third slot is the only one for all others.
+    let few = [("LONGSHORE__WORKER__CONCURRENCY", "3"), ("LONGSHORE__QUEUE__PREFETCH", "40")];
+    let worker = place.worker_with(&few).await;
     place.stub.behave("mailer", Behaviour::Hang);
     let ids = send(&place, "limited", "1", 0..6).await;
     place.stub.until_arrivals("mailer", 2).await;
@@ -67,6 +69,8 @@ async fn who_finds_a_kind_full_waits_in_line_without_a_slot() {
     assert_eq!(place.database.count("parked").await, 0);
     place.publish("flows", "user.profile.update", "2", json!({"name": "Ada"})).await;
     place.until_state("flows", "done").await;
+    let waiting = worker.metric(r#"longshore_limit_waiting{limit="limit:kind:limited"}"#).await;
+    assert_eq!((waiting, place.stub.arrivals("mailer")), (Some(4.0), 2), "all the while");
     place.stub.behave("mailer", Behaviour::default());
     until_all_done(&place, &ids).await;
     let waited = worker.log().iter().filter(|line| line["limit_ms"].as_f64() > Some(0.0)).count();
@@ -237,4 +241,52 @@ async fn too_much_parked_on_a_limit_stops_consuming_until_there_is_less() {
     place.stub.behave("mailer", Behaviour::default());
     until_all_done(&place, &ids).await;
     until_parked(&place, "limit:kind:limited", 0).await;
+}
+
+#[tokio::test]
+async fn what_is_parked_on_a_share_is_done_by_a_worker_that_knows_no_shares() {
+    let place = place("limit_no_share", "").await;
+    let mut first = place.worker_with(&[("LONGSHORE__WORKER__USER_SHARE", "0.1")]).await;
+    place.stub.behave("mailer", Behaviour::Hang);
+    let flood = send(&place, KIND, "flood", 0..30).await;
+    until("some of the flood is parked", async || {
+        let parked = "select count(*) from longshore.requests where parked_on = 'limit:user'";
+        (place.database.number(parked).await > 10).then_some(())
+    })
+    .await;
+    assert_eq!(first.drain().await.0, Some(0));
+    place.stub.behave("mailer", Behaviour::default());
+    let _second = place.worker().await;
+    until_all_done(&place, &flood).await;
+}
+
+#[tokio::test]
+async fn what_is_parked_on_the_limit_of_a_dependency_waits_for_its_breaker_and_goes_before_the_others()
+ {
+    let mut place = place("limit_outage", "").await;
+    place
+        .set_value("DEPENDENCIES__MAILER__MAX_IN_FLIGHT", "1")
+        .set_value("DEPENDENCIES__MAILER__WHEN_FULL", "park")
+        .set_value("DEPENDENCIES__MAILER__BREAKER__MODE", "automatic");
+    let worker = place.worker_with(&[("LONGSHORE__WORKER__CONCURRENCY", "4")]).await;
+    let steer = async |verb: &str, now: &str| {
+        assert!(place.cli(&["steer", "breaker", "mailer", verb]).await.status.success());
+        worker.until_line(&format!("follows {verb}"), |line| line["now"] == now).await;
+    };
+    place.stub.behave("mailer", Behaviour::Hang);
+    let ids = send(&place, KIND, "1", 0..12).await;
+    until_parked(&place, "limit:dependency:mailer", 10).await;
+    steer("open", "open").await;
+    // Those that were called come again, and are turned away.
+    let later = send(&place, KIND, "2", 0..3).await;
+    until_parked(&place, "mailer", 5).await;
+    until_parked(&place, "limit:dependency:mailer", 10).await;
+    place.stub.behave("mailer", Behaviour::default());
+    let called = place.stub.arrivals("mailer");
+    steer("auto", "automatic").await;
+    until_all_done(&place, &ids).await;
+    until_all_done(&place, &later).await;
+    assert_eq!(place.stub.arrivals("mailer"), called + 15, "each once, and none in vain");
+    let uncharged = "select count(*) from longshore.requests where attempt = 1";
+    assert!(place.database.number(uncharged).await >= 13, "but for those that hung");
 }

@@ -58,7 +58,8 @@ impl Dependency {
             Some(_) => (0, true),
             None => {
                 let free = self.free(coming).min(self.bounds.room());
-                (release.allowed(now).min(free).saturating_sub(of_limits), false)
+                let first = if release.is_waiting() { of_limits } else { 0 };
+                (release.allowed(now).min(free).saturating_sub(first), false)
             }
         }
     }

@@ -116,6 +116,29 @@ fn the_usual_judgement_blames_the_service_for_what_may_pass_only() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_parked_on_the_limits_goes_first_but_probes_are_those_that_are_parked_on_the_breaker()
+ {
+    let downstream = subject(|settings| settings.max_in_flight = 8);
+    let dependency = downstream.get("geocoder").unwrap();
+    assert_eq!(dependency.of_limits(), 0, "nobody is known to be parked there");
+    dependency.bounds().parked.note();
+    assert!(dependency.of_limits() > 8, "as many as have room, and a line");
+    assert!(dependency.may_let_go().0 > 0, "others may have parked some on the breaker");
+    for _ in 0..3 {
+        transient(dependency.guard(AMPLE, sick()).await.unwrap_err());
+    }
+    assert_eq!((dependency.of_limits(), dependency.may_let_go().0), (0, 0), "it is open");
+    tokio::time::advance(10 * SECOND).await;
+    assert_eq!(dependency.of_limits(), 1, "if nobody else is there to be a probe");
+    dependency.parked();
+    assert_eq!((dependency.of_limits(), dependency.may_let_go()), (0, (1, true)));
+    dependency.steer(Some(Mode::Closed), None, None);
+    assert_eq!((dependency.of_limits(), dependency.may_let_go().0), (1, 0), "one pace for both");
+    let gone: Vec<_> = dependency.let_go_of_limits(1).collect();
+    assert_eq!((gone.len(), dependency.of_limits()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_steered_holds_at_once_and_taken_back_the_settings_hold_again() {
     let downstream = subject(|settings| settings.max_in_flight = 1);
     let dependency = downstream.get("geocoder").unwrap();
