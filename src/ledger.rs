@@ -1,9 +1,9 @@
 //! The ledger: the one place that knows Postgres, and the memory of what became of every request.
 //!
 //! [`Ledger::claim`] takes a request before it is called, [`Ledger::finish`] applies it and writes
-//! its row in one transaction, [`Ledger::due`] brings up what has come due,
-//! [`Ledger::limited`] what a limit has room for again. Claims and finishes
-//! that arrive together share a transaction (`lanes`), and nothing outside this room notices.
+//! its row in one transaction, [`Ledger::due`] brings up what has come due and what is let go. Claims
+//! and finishes that arrive together share a transaction (`lanes`), and nothing outside this room
+//! notices.
 
 mod check;
 mod claim;

@@ -1,5 +1,5 @@
-//! Limits: how much at once ([`Limit`]), how often ([`Rate`]), and how much of it for one user
-//! ([`Shares`]). Whoever finds one full waits in line for it or is told so; what becomes of a request
+//! Limits: how much at once (`Limit`), how often (`Rate`), and how much of it for one user
+//! (`Shares`). Whoever finds one full waits in line for it or is told so; what becomes of a request
 //! then is for others to say.
 //!
 //! ```text

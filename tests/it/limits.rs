@@ -287,6 +287,10 @@ async fn what_is_parked_on_the_limit_of_a_dependency_waits_for_its_breaker_and_g
     until_all_done(&place, &ids).await;
     until_all_done(&place, &later).await;
     assert_eq!(place.stub.arrivals("mailer"), called + 15, "each once, and none in vain");
+    let before = "select count(*) from longshore.requests a, longshore.requests b
+                   where a.user_id = '1' and a.attempt = 1 and b.user_id = '2'
+                     and a.finished_at > b.finished_at";
+    assert_eq!(place.database.number(before).await, 0, "what was parked on the limit is older");
     let uncharged = "select count(*) from longshore.requests where attempt = 1";
     assert!(place.database.number(uncharged).await >= 13, "but for those that hung");
 }
