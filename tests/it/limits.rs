@@ -283,7 +283,8 @@ async fn what_is_parked_on_the_limit_of_a_dependency_waits_for_its_breaker_and_g
     until_parked(&place, "limit:dependency:mailer", 10).await;
     place.stub.behave("mailer", Behaviour::default());
     let called = place.stub.arrivals("mailer");
-    steer("auto", "automatic").await;
+    // Closed at once: probes would be those that are parked on the breaker.
+    steer("close", "closed").await;
     until_all_done(&place, &ids).await;
     until_all_done(&place, &later).await;
     assert_eq!(place.stub.arrivals("mailer"), called + 15, "each once, and none in vain");
