@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery order storm drill simulate broken compat
+.PHONY: help setup up down demo test check check-nightly fuzz bench bench-day recovery order storm limits drill simulate broken compat
 
 TOOLS := $(CURDIR)/target/tools
 # The one that is installed, or one of our own.
@@ -70,6 +70,10 @@ order: setup ## Show that each user's requests keep their order, under kills (mi
 storm: setup ## Show what a dependency in trouble costs the others (20 minutes; ARGS="--only dead" for one)
 	cargo build --release --locked --workspace --bins
 	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" storm $(ARGS)
+
+limits: setup ## Measure what limits and shares promise: one that learns, a user who floods (minutes)
+	cargo build --locked --workspace --bins
+	@$(DEV) limits $(ARGS)
 
 drill: setup ## Prove under faults that nothing is lost and nothing done twice (minutes; ARGS=--help)
 	cargo build --release --locked --workspace --bins

@@ -140,10 +140,21 @@ impl Config {
         let prefetch =
             u16::try_from(config.worker.concurrency.saturating_mul(2)).unwrap_or(u16::MAX);
         config.queue.prefetch.get_or_insert(prefetch.max(1));
+        if let Some(most) = config.worker.slots(config.worker.kind_share) {
+            for kind in config.kinds.values_mut().chain([&mut config.default_kind]) {
+                kind.max_in_flight = Some(kind.max_in_flight.map_or(most, |own| own.min(most)));
+            }
+        }
         for (key, text) in rules::problems(&config, in_rust) {
             layers.add(&key, text);
         }
         if layers.has_mistakes() { Err(layers.into_mistakes()) } else { Ok(config) }
+    }
+
+    /// How many deliveries may wait for a limit without a slot: a half of what is prefetched beyond the
+    /// slots. The other half keeps the slots busy.
+    pub(crate) fn may_wait(&self) -> usize {
+        usize::from(self.queue.prefetch()).saturating_sub(self.worker.concurrency) / 2
     }
 }
 

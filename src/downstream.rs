@@ -5,13 +5,11 @@
 //! judged twice: for the request, and for the breaker. A call is sent once; trying again belongs
 //! to the ledger.
 
-mod adaptive;
 pub mod breaker;
 mod call;
 mod classify;
 mod client;
 mod dependency;
-mod limit;
 pub mod release;
 mod settings;
 mod standing;

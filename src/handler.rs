@@ -4,10 +4,14 @@
 //! [`crate::outcome`]. An outcome that acknowledges is named only after the ledger has committed.
 
 mod attempt;
+mod claimed;
 mod holding;
 mod line;
+mod lobby;
+mod pull;
 mod release;
 mod reply;
+mod slot;
 mod suspects;
 mod write;
 
@@ -17,19 +21,21 @@ use futures_util::FutureExt as _;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use self::write::unwritten;
 pub(crate) use self::{
     attempt::{Attempt, Started},
     holding::Holding,
     line::Line,
+    lobby::Lobby,
+    slot::Slot,
     suspects::Suspects,
 };
+use self::{lobby::Passed, write::unwritten};
 use crate::{
     clock,
     downstream::{self, Downstream},
     fail,
     kind::{Kind, Kinds, Work},
-    ledger::{Claimed, Finished, Hold, Keeper, Ledger, LedgerError, Verdict},
+    ledger::{Finished, Hold, Keeper, Ledger, LedgerError, Verdict},
     outcome::{self, ErrorCode, Failure, GiveBack, Outcome, StepError},
     pause::Pauses,
     queue::Replies,
@@ -48,21 +54,27 @@ pub(crate) struct Handler<K: Keeper = Ledger> {
     pub(crate) holding: Holding,
     pub(crate) suspects: Suspects,
     pub(crate) line: Line,
+    pub(crate) lobby: Lobby,
     /// Larger bodies are not read.
     pub(crate) max_message_bytes: usize,
 }
 
 impl<K: Keeper> Handler<K> {
     /// Works one request to its outcome. `attempt` learns on the way what the log line and an
-    /// interruption need to know.
-    pub(crate) async fn handle(&self, started: Started, attempt: &mut Attempt) -> Outcome {
+    /// interruption need to know; `slot` is put back while it waits for a limit.
+    pub(crate) async fn handle(
+        &self,
+        started: Started,
+        slot: &mut Slot,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         match started {
             Started::Delivered { message, redelivered } => {
-                self.delivered(message, redelivered, attempt).await
+                self.delivered(message, redelivered, slot, attempt).await
             }
-            Started::Due { due, coming } => match due.request {
+            Started::Due { due, coming, .. } => match due.request {
                 Ok(request) => {
-                    let work = Box::pin(self.claimed(request, attempt));
+                    let work = Box::pin(self.taken_up(request, slot, attempt));
                     Box::pin(downstream::let_go(coming, work)).await
                 }
                 Err(refused) => {
@@ -78,6 +90,7 @@ impl<K: Keeper> Handler<K> {
         &self,
         message: Box<Message>,
         redelivered: bool,
+        slot: &mut Slot,
         attempt: &mut Attempt,
     ) -> Outcome {
         let size = message.body.len();
@@ -119,34 +132,28 @@ impl<K: Keeper> Handler<K> {
             let fresh = Hold::Fresh(attempt.fence);
             return Box::pin(self.settle_unstarted(request, parked, fresh, attempt)).await;
         }
+        let passed = if !redelivered && self.is_limited(kind) {
+            let fresh = Hold::Fresh(attempt.fence);
+            match Box::pin(self.let_in(kind, &request, fresh, slot, attempt)).await {
+                Ok(passed) => passed,
+                Err(outcome) => return outcome,
+            }
+        } else {
+            None
+        };
+        if attempt.limit.is_some()
+            && let Some(late) = self.before(&request, clock::now())
+        {
+            let fresh = Hold::Fresh(attempt.fence);
+            return Box::pin(self.settle_unstarted(request, late, fresh, attempt)).await;
+        }
         // What came before is claimed before it runs, whatever its kind: should it kill the process
         // again, that is counted.
         if kind.has_call() || redelivered {
-            Box::pin(self.claim_and_run(kind, request, redelivered, attempt)).await
+            let passed = if redelivered { Err(slot) } else { Ok(passed) };
+            Box::pin(self.claim_and_run(kind, request, passed, attempt)).await
         } else {
-            self.run(kind, request, attempt).await
-        }
-    }
-
-    async fn claim_and_run(
-        &self,
-        kind: &Kind,
-        request: Arc<Request>,
-        redelivered: bool,
-        attempt: &mut Attempt,
-    ) -> Outcome {
-        match self.claim(kind, &request, redelivered, attempt).await {
-            Ok(Claimed::Run { attempt: number, crashes }) => {
-                fail::at("after_claim", [&*request.id]);
-                attempt.claimed(number, crashes);
-                if crashes > 0 {
-                    metrics::taken_over();
-                }
-                self.claimed(request, attempt).await
-            }
-            Ok(Claimed::Duplicate) => Outcome::Duplicate,
-            Ok(Claimed::Reused) => self.reused(&request).await,
-            Err(_) => Outcome::GivenBack { why: GiveBack::Postgres },
+            self.run(kind, request, passed, attempt).await
         }
     }
 
@@ -183,44 +190,15 @@ impl<K: Keeper> Handler<K> {
         Some(Verdict::Parked { on: dependency.name().to_owned(), due_in: None })
     }
 
-    /// A request with a running row of ours.
-    async fn claimed(&self, request: Arc<Request>, attempt: &mut Attempt) -> Outcome {
-        attempt.is_of(&request);
-        let hold = Hold::Claimed(attempt.fence);
-        if let Some(early) = self.before(&request, clock::now()) {
-            return self.settle_unstarted(request, early, hold, attempt).await;
-        }
-        let Some(kind) = self.kinds.get(&request.kind) else {
-            return Outcome::GivenBack { why: GiveBack::Stop };
-        };
-        if !attempt.is_let_go()
-            && let Some(parked) = self.turned_away(kind)
-        {
-            return self.settle_unstarted(request, parked, hold, attempt).await;
-        }
-        attempt.max = Some(kind.policy.max_attempts);
-        if attempt.number > kind.policy.max_attempts {
-            let error = format!(
-                "{} attempts were begun and none came to an end: the worker died or lost its way each time",
-                kind.policy.max_attempts
-            );
-            let dead = Verdict::Dead { failure: Failure::new(ErrorCode::CrashLoop, error) };
-            return self.settle_unstarted(request, dead, hold, attempt).await;
-        }
-        let _place = match self.place(&request, attempt).await {
-            Ok(place) => place,
-            Err(outcome) => return outcome,
-        };
-        // It may have waited for its place.
-        if let Some(early) = self.before(&request, clock::now()) {
-            return self.settle_unstarted(request, early, hold, attempt).await;
-        }
-        self.run(kind, request, attempt).await
-    }
-
     /// The two steps. What few requests meet is boxed here and above: a future is as large as its
     /// largest branch, and there is one for each request in work.
-    async fn run(&self, kind: &Kind, request: Arc<Request>, attempt: &mut Attempt) -> Outcome {
+    async fn run(
+        &self,
+        kind: &Kind,
+        request: Arc<Request>,
+        mut passed: Passed<'_>,
+        attempt: &mut Attempt,
+    ) -> Outcome {
         attempt.max = Some(kind.policy.max_attempts);
         let ends = Instant::now() + budget(kind, &request, clock::now());
         let response = if kind.has_call() {
@@ -229,6 +207,9 @@ impl<K: Keeper> Handler<K> {
             let response = Box::pin(self.call(kind, &request, last, ends)).await;
             fail::at("after_call", [&*request.id]);
             attempt.call = Some(called.elapsed());
+            if let Some(passed) = &mut passed {
+                passed.called();
+            }
             response
         } else {
             Ok(None)
@@ -264,9 +245,11 @@ impl<K: Keeper> Handler<K> {
         let charged = !matches!(error, StepError::NotAdmitted { .. });
         let mut next = outcome::after_failure(error, attempt.number, &kind.policy, fastrand::f64());
         if let Outcome::Parked { on, due_in } = &mut next
-            && let Some(dependency) = self.downstream.get(on)
+            && self.is_gate(on)
         {
-            dependency.parked();
+            if let Some(dependency) = self.downstream.get(on) {
+                dependency.parked();
+            }
             *due_in = None;
         }
         let verdict = match &next {

@@ -14,7 +14,7 @@ use crate::{
     admin::{self, Admin},
     config::Config,
     downstream::Downstream,
-    handler::{Handler, Holding, Line, Suspects},
+    handler::{Handler, Holding, Line, Lobby, Suspects},
     kind::{self, Kinds},
     ledger::{Ledger, LedgerError, Schema},
     pause::{Pauses, Reason},
@@ -172,6 +172,11 @@ async fn work(
         holding: Holding::default(),
         suspects: Suspects::default(),
         line: Line::default(),
+        lobby: Lobby::new(
+            config.worker.concurrency,
+            config.worker.slots(config.worker.user_share),
+            config.may_wait(),
+        ),
         max_message_bytes: config.worker.max_message_bytes,
     });
     let worker = Worker::new(handler.clone(), config.worker.clone(), pauses, stop.clone());

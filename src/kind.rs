@@ -14,7 +14,9 @@ use serde::Deserialize;
 use crate::{
     downstream::CallSettings,
     ledger::{Function, is_function_name},
+    limit::{self, Bounds, PerSecond, WhenFull},
     retry::RetryPolicy,
+    steer::MOST_IN_FLIGHT,
     steps::Steps,
     telemetry::metrics,
 };
@@ -46,7 +48,16 @@ pub struct Settings {
     pub max_delay: Duration,
     /// Each delay is this many times the one before.
     pub multiplier: f64,
-    /// While the kind is paused: requests of it that are parked before the worker stops consuming.
+    /// Requests worked at once by one worker; unset, as many as there are slots.
+    pub max_in_flight: Option<usize>,
+    /// Requests that may be begun a second, over all workers; unset, as many as there are.
+    pub rate: Option<f64>,
+    /// Requests that may be begun at once after a quiet time; what comes in a second unless it is set.
+    pub burst: Option<f64>,
+    /// What becomes of a request that finds one of these limits full.
+    pub when_full: WhenFull,
+    /// Requests of it that are parked, because it is paused or a limit of it is full, before the worker
+    /// stops consuming.
     pub max_parked: u64,
 }
 
@@ -111,6 +122,12 @@ impl Settings {
         if !(1.0..=100.0).contains(&self.multiplier) {
             say("multiplier", "must be between 1 and 100");
         }
+        if self.max_in_flight.is_some_and(|most| !(1..=MOST_IN_FLIGHT).contains(&most)) {
+            say("max_in_flight", "must be between 1 and 100000");
+        }
+        for (key, text) in limit::problems(self.rate, self.burst) {
+            say(key, text);
+        }
         if self.max_parked == 0 {
             say("max_parked", "must be at least 1");
         }
@@ -134,8 +151,10 @@ pub struct Kind {
     pub reply: bool,
     /// Whether the requests of a user are applied in the order of the queue.
     pub ordered: bool,
-    /// Requests parked while it is paused, before the worker stops consuming.
+    /// Requests parked on its pause, or on its limits, before the worker stops consuming.
     pub max_parked: u64,
+    /// How much of it at once, and how often. Shared by all copies.
+    pub(crate) bounds: Arc<Bounds>,
     /// What is done.
     pub work: Work,
     /// What its attempts are counted in.
@@ -205,6 +224,12 @@ impl Kinds {
                 reply: settings.reply,
                 ordered: settings.ordered_by.is_some(),
                 max_parked: settings.max_parked,
+                bounds: Arc::new(Bounds::new(
+                    &format!("kind:{name}"),
+                    settings.max_in_flight,
+                    PerSecond::of(settings.rate, settings.burst),
+                    settings.when_full,
+                )),
                 work,
                 meters: metrics::Meters::of(name),
                 paused: Arc::default(),

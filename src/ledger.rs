@@ -1,8 +1,9 @@
 //! The ledger: the one place that knows Postgres, and the memory of what became of every request.
 //!
 //! [`Ledger::claim`] takes a request before it is called, [`Ledger::finish`] applies it and writes
-//! its row in one transaction, [`Ledger::due`] brings up what has come due. Claims and finishes
-//! that arrive together share a transaction (`lanes`), and nothing outside this room notices.
+//! its row in one transaction, [`Ledger::due`] brings up what has come due and what is let go. Claims
+//! and finishes that arrive together share a transaction (`lanes`), and nothing outside this room
+//! notices.
 
 mod check;
 mod claim;
@@ -20,6 +21,7 @@ mod outage;
 mod pool;
 mod session;
 mod settings;
+mod shares;
 mod sql;
 mod steering;
 mod suspect;
@@ -39,6 +41,7 @@ pub(crate) use keeper::Keeper;
 pub use line::{Entered, Entry, ORDER, Whose};
 pub use migrations::Schema;
 pub use settings::{PoolSettings, Settings};
+pub use shares::OfUsers;
 pub use sql::{Function, is_function_name};
 pub use steering::Steered;
 #[cfg(test)]
@@ -86,6 +89,8 @@ struct Statements {
     due: String,
     renew: String,
     suspect: String,
+    of_users: String,
+    tokens: String,
     unreadable: String,
     counts: String,
     enter: String,
@@ -125,6 +130,8 @@ impl Ledger {
             due: sql::in_schema(due::DUE, schema),
             renew: sql::in_schema(due::RENEW, schema),
             suspect: sql::in_schema(suspect::SUSPECT, schema),
+            of_users: sql::in_schema(shares::OF_USERS, schema),
+            tokens: sql::in_schema(shares::TOKENS, schema),
             unreadable: sql::in_schema(keep::UNREADABLE, schema),
             counts: sql::in_schema(keep::COUNTS, schema),
             enter: sql::in_schema(line::ENTER, schema),

@@ -12,7 +12,7 @@
 //! queue        RabbitMQ        ledger  Postgres        downstream  HTTP        admin  probes, metrics
 //! telemetry    logs and metrics
 //! ── words
-//! request      the contract    outcome  what became of it    retry  pause  stop  steer  clock
+//! request      the contract    outcome  what became of it    retry  pause  stop  steer  limit  clock
 //! fail         where tests end the process; not compiled otherwise
 //! laws         what must hold whatever comes in: for tests and fuzz targets, not compiled otherwise
 //! ```
@@ -50,6 +50,7 @@ pub mod kind;
 #[cfg(any(test, fuzzing))]
 mod laws;
 pub mod ledger;
+pub mod limit;
 pub mod outcome;
 pub mod pause;
 pub mod queue;

@@ -111,6 +111,8 @@ pub enum GiveBack {
     Stop,
     /// Postgres is away, and nothing of the request is in the ledger yet.
     Postgres,
+    /// Nothing more is to be begun while it waited for a limit.
+    Pause,
 }
 
 impl GiveBack {
@@ -119,6 +121,7 @@ impl GiveBack {
         match self {
             Self::Stop => "stop",
             Self::Postgres => "postgres",
+            Self::Pause => "pause",
         }
     }
 }

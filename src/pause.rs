@@ -21,6 +21,8 @@ pub enum Reason {
     Breaker(String),
     /// More than `max_parked` requests of this kind, which a person has paused, are parked.
     Kind(String),
+    /// More than `max_parked` requests are parked on this limit.
+    Limit(String),
     /// The worker is stopping.
     Drain,
 }
@@ -32,6 +34,7 @@ impl fmt::Display for Reason {
             Self::Postgres => f.write_str("postgres"),
             Self::Breaker(dependency) => write!(f, "breaker:{dependency}"),
             Self::Kind(kind) => write!(f, "kind:{kind}"),
+            Self::Limit(limit) => write!(f, "limit:{limit}"),
             Self::Drain => f.write_str("drain"),
         }
     }
@@ -107,6 +110,11 @@ impl Pauses {
         self.until(|set| set.reasons.is_empty().then_some(())).await;
     }
 
+    /// Completes when the given reason is in the set.
+    pub async fn until_with(&self, reason: &Reason) {
+        self.until(|set| set.reasons.contains(reason).then_some(())).await;
+    }
+
     /// Completes when the given reason is not in the set.
     pub async fn until_without(&self, reason: &Reason) {
         self.until(|set| (!set.reasons.contains(reason)).then_some(())).await;
@@ -179,10 +187,12 @@ mod tests {
                 prop_assert_eq!(pauses.changes(), changes);
                 prop_assert_eq!(pauses.until_clear().now_or_never().is_some(), clear);
                 prop_assert_eq!(pauses.until_paused().now_or_never().is_some(), !clear);
-                for (flag, reason) in flags.iter().zip(all()) {
-                    prop_assert_eq!(pauses.contains(&reason), *flag);
+                for (&flag, reason) in flags.iter().zip(all()) {
+                    prop_assert_eq!(pauses.contains(&reason), flag);
                     let without = pauses.until_without(&reason).now_or_never().is_some();
                     prop_assert_eq!(without, !flag);
+                    let with = pauses.until_with(&reason).now_or_never().is_some();
+                    prop_assert_eq!(with, flag);
                 }
             }
         }

@@ -39,6 +39,33 @@ impl Mode {
     }
 }
 
+/// How often: so many thousandths a second, from one to a thousand millions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate(u64);
+
+impl Rate {
+    /// So many a second.
+    pub fn per_second(self) -> f64 {
+        self.0 as f64 / 1_000.0
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.per_second().fmt(f)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let rate: f64 = text.parse().map_err(|_| ())?;
+        let thousandths = (rate * 1_000.0).round();
+        (1.0..=1e9).contains(&thousandths).then_some(Self(thousandths as u64)).ok_or(())
+    }
+}
+
 /// What is steered.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Target {
@@ -46,6 +73,12 @@ pub enum Target {
     Breaker(String),
     /// How many calls of one worker may be under way at once to this dependency.
     Limit(String),
+    /// How many calls all workers together may begin a second to this dependency.
+    Rate(String),
+    /// How many requests of this kind one worker may work at once.
+    KindLimit(String),
+    /// How many requests of this kind all workers together may begin a second.
+    KindRate(String),
     /// All work.
     Work,
     /// The requests of this kind.
@@ -57,6 +90,9 @@ impl fmt::Display for Target {
         match self {
             Self::Breaker(dependency) => write!(f, "breaker:{dependency}"),
             Self::Limit(dependency) => write!(f, "limit:{dependency}"),
+            Self::Rate(dependency) => write!(f, "rate:{dependency}"),
+            Self::KindLimit(kind) => write!(f, "kind-limit:{kind}"),
+            Self::KindRate(kind) => write!(f, "kind-rate:{kind}"),
             Self::Work => f.write_str("work"),
             Self::Kind(kind) => write!(f, "kind:{kind}"),
         }
@@ -70,6 +106,9 @@ impl FromStr for Target {
         match text.split_once(':') {
             Some(("breaker", name)) => Ok(Self::Breaker(name.to_owned())),
             Some(("limit", name)) => Ok(Self::Limit(name.to_owned())),
+            Some(("rate", name)) => Ok(Self::Rate(name.to_owned())),
+            Some(("kind-limit", name)) => Ok(Self::KindLimit(name.to_owned())),
+            Some(("kind-rate", name)) => Ok(Self::KindRate(name.to_owned())),
             Some(("kind", name)) => Ok(Self::Kind(name.to_owned())),
             None if text == "work" => Ok(Self::Work),
             Some(_) | None => Err(()),
@@ -84,6 +123,8 @@ pub enum Wish {
     Mode(Mode),
     /// Of a limit: so many at once.
     Limit(usize),
+    /// Of a rate.
+    Rate(Rate),
     /// Of all work, or of a kind.
     Paused,
 }
@@ -93,6 +134,7 @@ impl fmt::Display for Wish {
         match self {
             Self::Mode(mode) => f.write_str(mode.name()),
             Self::Limit(limit) => limit.fmt(f),
+            Self::Rate(rate) => rate.fmt(f),
             Self::Paused => f.write_str("paused"),
         }
     }
@@ -129,18 +171,31 @@ impl Order {
     /// # Errors
     /// What would be right.
     pub fn limit(dependency: &str, text: &str) -> Result<Self, String> {
-        let wish = match text {
-            "auto" => None,
-            number => match number.parse() {
-                Ok(limit) if (1..=MOST_IN_FLIGHT).contains(&limit) => Some(Wish::Limit(limit)),
-                _ => {
-                    return Err(format!(
-                        "`{text}` is neither a number from 1 to {MOST_IN_FLIGHT} nor auto"
-                    ));
-                }
-            },
-        };
-        Ok(Self { target: Target::Limit(dependency.to_owned()), wish })
+        Ok(Self { target: Target::Limit(dependency.to_owned()), wish: limit(text)? })
+    }
+
+    /// The same for how many requests of a kind may be worked at once.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub fn kind_limit(kind: &str, text: &str) -> Result<Self, String> {
+        Ok(Self { target: Target::KindLimit(kind.to_owned()), wish: limit(text)? })
+    }
+
+    /// So many a second, or `auto`, for the rate of a dependency.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub fn rate(dependency: &str, text: &str) -> Result<Self, String> {
+        Ok(Self { target: Target::Rate(dependency.to_owned()), wish: rate(text)? })
+    }
+
+    /// The same for the rate of a kind.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub fn kind_rate(kind: &str, text: &str) -> Result<Self, String> {
+        Ok(Self { target: Target::KindRate(kind.to_owned()), wish: rate(text)? })
     }
 
     /// Nothing more is begun: of this kind, or at all.
@@ -162,10 +217,33 @@ impl Order {
             (_, Some(Wish::Mode(Mode::Observe))) => "observe",
             (_, Some(Wish::Mode(Mode::Automatic))) => "automatic",
             (_, Some(Wish::Limit(_))) => "limit",
+            (_, Some(Wish::Rate(_))) => "rate",
             (_, Some(Wish::Paused)) => "pause",
-            (Target::Breaker(_) | Target::Limit(_), None) => "auto",
             (Target::Work | Target::Kind(_), None) => "resume",
+            (_, None) => "auto",
         }
+    }
+}
+
+fn limit(text: &str) -> Result<Option<Wish>, String> {
+    match text {
+        "auto" => Ok(None),
+        number => match number.parse() {
+            Ok(limit) if (1..=MOST_IN_FLIGHT).contains(&limit) => Ok(Some(Wish::Limit(limit))),
+            _ => Err(format!("`{text}` is neither a number from 1 to {MOST_IN_FLIGHT} nor auto")),
+        },
+    }
+}
+
+fn rate(text: &str) -> Result<Option<Wish>, String> {
+    match text {
+        "auto" => Ok(None),
+        number => match number.parse() {
+            Ok(rate) => Ok(Some(Wish::Rate(rate))),
+            Err(()) => Err(format!(
+                "`{text}` is neither so many a second, from 0.001 to 1000000, nor auto"
+            )),
+        },
     }
 }
 
@@ -183,7 +261,8 @@ impl Wishes {
                 Target::Breaker(_) => {
                     Mode::ALL.into_iter().find(|mode| mode.name() == wish).map(Wish::Mode)
                 }
-                Target::Limit(_) => wish
+                Target::Rate(_) | Target::KindRate(_) => wish.parse().ok().map(Wish::Rate),
+                Target::Limit(_) | Target::KindLimit(_) => wish
                     .parse()
                     .ok()
                     .filter(|limit| (1..=MOST_IN_FLIGHT).contains(limit))
@@ -205,8 +284,34 @@ impl Wishes {
 
     /// The limit wished for a dependency.
     pub fn limit(&self, dependency: &str) -> Option<usize> {
-        match self.0.get(&Target::Limit(dependency.to_owned())) {
+        self.number(&Target::Limit(dependency.to_owned()))
+    }
+
+    /// The limit wished for a kind.
+    pub fn kind_limit(&self, kind: &str) -> Option<usize> {
+        self.number(&Target::KindLimit(kind.to_owned()))
+    }
+
+    /// The rate wished for a dependency, a second.
+    pub fn rate(&self, dependency: &str) -> Option<f64> {
+        self.per_second(&Target::Rate(dependency.to_owned()))
+    }
+
+    /// The rate wished for a kind, a second.
+    pub fn kind_rate(&self, kind: &str) -> Option<f64> {
+        self.per_second(&Target::KindRate(kind.to_owned()))
+    }
+
+    fn number(&self, target: &Target) -> Option<usize> {
+        match self.0.get(target) {
             Some(Wish::Limit(limit)) => Some(*limit),
+            _ => None,
+        }
+    }
+
+    fn per_second(&self, target: &Target) -> Option<f64> {
+        match self.0.get(target) {
+            Some(Wish::Rate(rate)) => Some(rate.per_second()),
             _ => None,
         }
     }
@@ -240,6 +345,9 @@ mod tests {
             Order::breaker("mailer", "close").unwrap(),
             Order::breaker("maps", "observe").unwrap(),
             Order::limit("mailer", "7").unwrap(),
+            Order::rate("maps", "0.5").unwrap(),
+            Order::kind_limit("user.profile.get", "9").unwrap(),
+            Order::kind_rate("user.profile.get", "250").unwrap(),
             Order::pause(None),
             Order::pause(Some("user.welcome.send")),
         ];
@@ -256,6 +364,9 @@ mod tests {
         assert!(orders.iter().all(|order| read.contains(order)), "{read:?}");
         assert_eq!(wishes.mode("geo:coder"), Some(Mode::Open));
         assert_eq!((wishes.mode("mailer"), wishes.limit("mailer")), (Some(Mode::Closed), Some(7)));
+        assert_eq!((wishes.rate("maps"), wishes.rate("mailer")), (Some(0.5), None));
+        let kind = "user.profile.get";
+        assert_eq!((wishes.kind_limit(kind), wishes.kind_rate(kind)), (Some(9), Some(250.0)));
         assert!(wishes.pauses_work() && wishes.pauses_kind("user.welcome.send"));
         assert!(!wishes.pauses_kind("user.profile.get") && wishes.limit("maps").is_none());
     }
@@ -265,6 +376,9 @@ mod tests {
         for order in [
             Order::breaker("mailer", "auto").unwrap(),
             Order::limit("mailer", "auto").unwrap(),
+            Order::rate("mailer", "auto").unwrap(),
+            Order::kind_limit("k", "auto").unwrap(),
+            Order::kind_rate("k", "auto").unwrap(),
             Order::resume(None),
             Order::resume(Some("k")),
         ] {
@@ -278,12 +392,18 @@ mod tests {
         assert!(Order::breaker("mailer", "ajar").is_err());
         for limit in ["0", "-1", "100001", "many", ""] {
             assert!(Order::limit("mailer", limit).is_err(), "{limit}");
+            assert!(Order::kind_limit("k", limit).is_err(), "{limit}");
+        }
+        for rate in ["0", "-1", "0.0001", "1e7", "NaN", "inf", "often", ""] {
+            assert!(Order::rate("mailer", rate).is_err(), "{rate}");
+            assert!(Order::kind_rate("k", rate).is_err(), "{rate}");
         }
         let rows = [
             ("breaker:mailer", "ajar"),
             ("limit:mailer", "0"),
             ("work", "slow"),
-            ("rate:mailer", "5"),
+            ("rate:mailer", "never"),
+            ("share:mailer", "5"),
             ("?", "paused"),
         ];
         let rows = rows.map(|(target, wish)| (target.to_owned(), wish.to_owned()));

@@ -9,7 +9,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::FutureExt as _;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 use tracing::error;
@@ -18,7 +18,7 @@ use self::drain::Tally;
 pub use self::{drain::Drained, settings::Settings};
 use crate::{
     fail,
-    handler::{Attempt, Handler, Started},
+    handler::{Attempt, Handler, Slot, Started},
     ledger::{Keeper, Ledger},
     outcome::{ErrorCode, Failure, GiveBack, Outcome},
     pause::{Pauses, Reason},
@@ -37,6 +37,12 @@ const LETTING_GO: Duration = Duration::from_millis(25);
 /// How long after Postgres' return due work is left alone.
 const HEAD_START: Duration = Duration::from_secs(1);
 
+/// How long due work that is behind waits for further slots while it has one.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// How long after a limit has room what is parked on it is left alone: more may come.
+const ROOM: Duration = Duration::from_millis(5);
+
 /// Takes requests as long as nobody asks to stop, and works each in a task of its own.
 pub(crate) struct Worker<K: Keeper = Ledger> {
     pub(crate) handler: Arc<Handler<K>>,
@@ -44,6 +50,8 @@ pub(crate) struct Worker<K: Keeper = Ledger> {
     pub(crate) pauses: Pauses,
     pub(crate) stop: Stop,
     pub(crate) slots: Arc<Semaphore>,
+    /// As many as due work may hold of them.
+    due_share: Arc<Semaphore>,
     tasks: TaskTracker,
     tally: Arc<Tally>,
 }
@@ -56,12 +64,14 @@ impl<K: Keeper> Worker<K> {
         stop: Stop,
     ) -> Self {
         let slots = Arc::new(Semaphore::new(settings.concurrency));
+        let due_share = Arc::new(Semaphore::new(settings.due_slots()));
         Self {
             handler,
             settings,
             pauses,
             stop,
             slots,
+            due_share,
             tasks: TaskTracker::new(),
             tally: Arc::default(),
         }
@@ -96,6 +106,7 @@ impl<K: Keeper> Worker<K> {
                 }
             }
             let Some(slot) = self.slot().await else { break };
+            let slot = Slot::new(slot, None);
             // What lies ready is taken without the ado of waiting.
             let ready = if self.pauses.is_paused() { None } else { inbox.ready() };
             let delivery = match ready {
@@ -119,9 +130,9 @@ impl<K: Keeper> Worker<K> {
     }
 
     /// Due work walks the same way. It waits in line for its first slot like every delivery does,
-    /// and takes at most half of the slots at a time: neither can starve the other.
+    /// and holds no more than its share of the slots: neither can starve the other.
     async fn take_due(&self) {
-        let most = (self.settings.concurrency / 2).max(1);
+        let most = self.settings.due_slots();
         let lease = self.handler.kinds.longest_timeout() + self.handler.ledger.lease_margin();
         let mut at_once = false;
         // What goes on by the clock is looked for at this pace, and what is let go more often.
@@ -135,6 +146,7 @@ impl<K: Keeper> Worker<K> {
                     () = self.stop.asked() => return,
                     // Somebody is first in a line now, and goes on by the clock.
                     () = self.handler.line.advanced() => at_once = true,
+                    () = self.room() => {}
                     () = sleep(if letting_go { poll.min(LETTING_GO) } else { poll }) => {}
                 }
             }
@@ -164,10 +176,11 @@ impl<K: Keeper> Worker<K> {
                 continue;
             }
             let changes = self.pauses.changes();
+            let Some(share) = self.permit(&self.due_share).await else { return };
             let Some(first) = self.slot().await else { return };
             if self.pauses.changes() != changes {
                 // The wait may have lasted through an outage: see above.
-                drop(first);
+                drop((first, share));
                 at_once = false;
                 tokio::select! {
                     biased;
@@ -178,50 +191,74 @@ impl<K: Keeper> Worker<K> {
             if for_all {
                 looked_for_all = Instant::now();
             }
-            let mut slots = vec![first];
+            let mut slots = vec![Slot::new(first, Some(share))];
+            let until = Instant::now() + GATHER;
             while slots.len() < enough
-                && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned()
+                && let Ok(share) = Arc::clone(&self.due_share).try_acquire_owned()
             {
-                slots.push(slot);
+                let slot = match Arc::clone(&self.slots).try_acquire_owned() {
+                    Ok(slot) => slot,
+                    // In line with the deliveries, so that each gets one in turn.
+                    Err(_) if at_once => {
+                        match timeout_at(until, Arc::clone(&self.slots).acquire_owned()).await {
+                            Ok(Ok(slot)) => slot,
+                            _ => break,
+                        }
+                    }
+                    Err(_) => break,
+                };
+                slots.push(Slot::new(slot, Some(share)));
             }
-            let ask = self.handler.ask(slots.len(), lease, fastrand::f64());
+            if self.stop.is_asked() {
+                return;
+            }
             let due = tokio::select! {
                 biased;
                 // What it has claimed by then comes back with its lease.
                 () = self.stop.forced() => return,
-                due = self.handler.ledger.due(&ask) => due,
+                due = self.handler.bring_up(slots.len(), lease, fastrand::f64()) => due,
             };
             let Ok(due) = due else {
                 at_once = false;
                 continue;
             };
             at_once = due.len() == slots.len();
-            for (started, slot) in self.handler.brought_up(&ask, due).into_iter().zip(slots) {
+            for (started, slot) in due.into_iter().zip(slots) {
                 self.begin(started, None, slot);
             }
         }
     }
 
+    /// Completes when a limit may have room for what is parked on it.
+    async fn room(&self) {
+        self.handler.lobby.room().await;
+        sleep(ROOM).await;
+    }
+
     /// A slot, or nothing when a stop is asked for first.
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        self.permit(&self.slots).await
+    }
+
+    async fn permit(&self, of: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
         if !self.stop.is_asked()
-            && let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned()
+            && let Ok(permit) = Arc::clone(of).try_acquire_owned()
         {
-            return Some(slot);
+            return Some(permit);
         }
         tokio::select! {
             biased;
             () = self.stop.asked() => None,
-            slot = Arc::clone(&self.slots).acquire_owned() => slot.ok(),
+            permit = Arc::clone(of).acquire_owned() => permit.ok(),
         }
     }
 
-    fn begin(&self, started: Started, ticket: Option<Ticket>, slot: OwnedSemaphorePermit) {
+    fn begin(&self, started: Started, ticket: Option<Ticket>, mut slot: Slot) {
         let handler = Arc::clone(&self.handler);
         let (stop, tally) = (self.stop.clone(), Arc::clone(&self.tally));
         // Boxed here: on its way into its task it would be copied more than once.
         self.tasks.spawn(Box::pin(async move {
-            let outcome = work(&handler, started, &stop, &tally).await;
+            let outcome = work(&handler, started, &mut slot, &stop, &tally).await;
             if let Some(ticket) = ticket {
                 fail::at("before_ack", [""]);
                 ticket.settle(outcome.settlement());
@@ -256,13 +293,14 @@ impl<K: Keeper> Worker<K> {
 async fn work(
     handler: &Handler<impl Keeper>,
     started: Started,
+    slot: &mut Slot,
     stop: &Stop,
     tally: &Tally,
 ) -> Outcome {
     let mut attempt = Attempt::new(&started, handler);
     let worked = tokio::select! {
         biased;
-        worked = AssertUnwindSafe(handler.handle(started, &mut attempt)).catch_unwind() => Some(worked),
+        worked = AssertUnwindSafe(handler.handle(started, slot, &mut attempt)).catch_unwind() => Some(worked),
         () = stop.forced() => None,
     };
     let outcome = match worked {
@@ -279,6 +317,7 @@ async fn work(
                 .unwrap_or(Outcome::GivenBack { why: GiveBack::Stop })
         }
     };
+    handler.became(&outcome);
     tally.ended(&outcome);
     handler.line.ended(&attempt, &outcome);
     attempt.ended(&outcome, attempt.kind().and_then(|kind| handler.kinds.get(kind)));

@@ -14,7 +14,7 @@ use std::{
 /// The floors of the house, the lowest first. A room knows rooms of lower floors only, and none of
 /// its own.
 const FLOORS: [&[&str]; 12] = [
-    &["clock", "fail", "laws", "retry", "pause", "stop", "stack", "steer", "telemetry"],
+    &["clock", "fail", "laws", "limit", "retry", "pause", "stop", "stack", "steer", "telemetry"],
     &["outcome"],
     &["request"],
     &["steps"],

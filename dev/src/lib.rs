@@ -9,6 +9,7 @@
 //! | [`recovery`] | how long it takes to go on after a server has come back |
 //! | [`order`] | that the order of a user's requests is kept, under kills |
 //! | [`storm`] | what a dependency in trouble costs those who do not need it |
+//! | [`limits`] | what limits and shares promise: a limit that learns, a user who floods |
 //! | [`mod@drill`] | `longshore drill` at full size, on servers that are restarted meanwhile |
 //! | [`mod@bench`] | how fast it is, beside what it could be and what is usual |
 //! | [`broken`] | that the tests notice when a rule is broken: patches, applied to a copy |
@@ -37,6 +38,7 @@ pub mod chroot;
 pub mod compat;
 pub mod demo;
 pub mod drill;
+pub mod limits;
 pub mod order;
 pub mod place;
 pub mod postgres;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use longshore_dev::{
-    bench, broken, compat, demo, drill, hold, order, recovery, services::Services, storm,
+    bench, broken, compat, demo, drill, hold, limits, order, recovery, services::Services, storm,
     stub::Stub,
 };
 
@@ -56,6 +56,8 @@ enum Command {
     Recovery(recovery::Options),
     /// Show what a dependency in trouble costs those who do not need it, and itself.
     Storm(storm::Options),
+    /// Measure what limits and shares promise: a limit that learns, a user who floods.
+    Limits(limits::Options),
     /// One of the ways that `bench` compares with; started by it.
     #[command(hide = true)]
     BenchPart {
@@ -134,6 +136,11 @@ async fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Recovery(options) => {
             if !recovery::run(&options).await?.passed() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Limits(options) => {
+            if !limits::run(&options).await? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -49,6 +49,8 @@ struct Inner {
     memory: Mutex<Memory>,
     /// Calls that came in, by service, whatever became of them.
     arrivals: watch::Sender<BTreeMap<String, u64>>,
+    /// Calls under way to services that hinder themselves.
+    crowds: Mutex<HashMap<String, u32>>,
     /// Calls that are under way, by service, and the most since somebody asked.
     busy: Mutex<HashMap<String, (u64, u64)>>,
 }
@@ -193,6 +195,23 @@ impl Inner {
         }
     }
 
+    /// The answer of a service that does its work.
+    fn did(&self, service: &str, key: &str, asked: u64, body: &[u8]) -> Response {
+        match work(service, body) {
+            Ok(answer) => {
+                let answer = self.memory().effect(key, asked, answer);
+                ([(header::CONTENT_TYPE, "application/json")], answer.to_string()).into_response()
+            }
+            Err(why) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({ "error": why }))).into_response()
+            }
+        }
+    }
+
+    fn crowds(&self) -> MutexGuard<'_, HashMap<String, u32>> {
+        self.crowds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A call comes in.
     fn begins(&self, service: &str) -> Busy<'_> {
         let mut busy = self.busy();
@@ -208,6 +227,35 @@ impl Inner {
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call under way to a service that hinders itself, for as long as it lives.
+struct Crowd<'a> {
+    inner: &'a Inner,
+    service: &'a str,
+    /// How many there were when it came, it included.
+    calls: u32,
+}
+
+impl<'a> Crowd<'a> {
+    fn join(inner: &'a Inner, service: &'a str) -> Self {
+        let mut crowds = inner.crowds();
+        let calls = crowds.entry(service.to_owned()).or_default();
+        *calls += 1;
+        Self { inner, service, calls: *calls }
+    }
+}
+
+impl Drop for Crowd<'_> {
+    fn drop(&mut self) {
+        let mut crowds = self.inner.crowds();
+        if let Some(calls) = crowds.get_mut(self.service) {
+            *calls -= 1;
+            if *calls == 0 {
+                crowds.remove(self.service);
+            }
+        }
     }
 }
 
@@ -271,15 +319,13 @@ async fn answer(
     match treatment {
         Behaviour::Ok { latency_ms } => {
             done(latency_ms).await;
-            match work(&service, &body) {
-                Ok(answer) => {
-                    let answer = inner.memory().effect(key.unwrap_or_default(), asked, answer);
-                    ([(header::CONTENT_TYPE, "application/json")], answer.to_string())
-                        .into_response()
-                }
-                Err(why) => (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({ "error": why })))
-                    .into_response(),
-            }
+            inner.did(&service, key.unwrap_or_default(), asked, &body)
+        }
+        Behaviour::Crowded { alone_ms, at_best } => {
+            let crowd = Crowd::join(&inner, &service);
+            let crowded = f64::from(crowd.calls) / f64::from(at_best.max(1));
+            done((alone_ms as f64 * (1.0 + crowded * crowded)) as u64).await;
+            inner.did(&service, key.unwrap_or_default(), asked, &body)
         }
         Behaviour::Status { code, retry_after_secs } => {
             let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -34,7 +34,7 @@ pub struct DependencyStanding {
     pub state: &'static str,
     /// Who decides about the breaker: `automatic`, `open`, `closed`, `observe`.
     pub mode: &'static str,
-    /// Which of `breaker` and `limit` an operator has steered away from the settings.
+    /// Which of `breaker`, `limit` and `rate` an operator has steered away from the settings.
     pub steered: Vec<&'static str>,
     /// Calls in the breaker's window.
     pub calls: u64,
@@ -54,8 +54,14 @@ pub struct DependencyStanding {
     pub in_flight: usize,
     /// Calls that may be under way at once.
     pub max_in_flight: usize,
+    /// Calls that may be begun a second, over all workers, where that is limited.
+    pub rate: Option<f64>,
+    /// Requests that wait for one of these limits, without a slot.
+    pub waiting: usize,
     /// Requests parked on it, over all workers, when that was last counted.
     pub parked: u64,
+    /// Requests parked on its limits.
+    pub parked_on_limit: u64,
 }
 
 /// A kind.
@@ -65,8 +71,20 @@ pub struct KindStanding {
     pub name: String,
     /// Whether an operator has paused it.
     pub paused: bool,
+    /// Which of `limit` and `rate` an operator has steered away from the settings.
+    pub steered: Vec<&'static str>,
+    /// Requests that it has let in, where it is limited.
+    pub in_flight: Option<usize>,
+    /// Requests that one worker may work at once, where that is limited.
+    pub max_in_flight: Option<usize>,
+    /// Requests that may be begun a second, over all workers, where that is limited.
+    pub rate: Option<f64>,
+    /// Requests that wait for one of these limits, without a slot.
+    pub waiting: usize,
     /// Requests parked for that, over all workers, when that was last counted.
     pub parked: u64,
+    /// Requests parked on its limits.
+    pub parked_on_limit: u64,
 }
 
 /// How everything stands that can be steered.
@@ -129,6 +147,9 @@ pub(super) fn routes(steering: Arc<dyn Steering>, token: Option<&SecretString>) 
         .route("/api/kinds", get(kinds))
         .route("/api/dependencies/{name}/breaker/{verb}", post(breaker))
         .route("/api/dependencies/{name}/limit/{limit}", post(limit))
+        .route("/api/dependencies/{name}/rate/{rate}", post(rate))
+        .route("/api/kinds/{kind}/limit/{limit}", post(kind_limit))
+        .route("/api/kinds/{kind}/rate/{rate}", post(kind_rate))
         .route("/api/kinds/{kind}/pause", post(pause_kind))
         .route("/api/kinds/{kind}/resume", post(resume_kind))
         .route("/api/pause", post(pause))
@@ -172,6 +193,30 @@ async fn limit(
     headers: HeaderMap,
 ) -> Response {
     room.act(&headers, || Order::limit(&name, &limit)).await
+}
+
+async fn rate(
+    State(room): State<Arc<Room>>,
+    Path((name, rate)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    room.act(&headers, || Order::rate(&name, &rate)).await
+}
+
+async fn kind_limit(
+    State(room): State<Arc<Room>>,
+    Path((kind, limit)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    room.act(&headers, || Order::kind_limit(&kind, &limit)).await
+}
+
+async fn kind_rate(
+    State(room): State<Arc<Room>>,
+    Path((kind, rate)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    room.act(&headers, || Order::kind_rate(&kind, &rate)).await
 }
 
 async fn pause_kind(

@@ -44,9 +44,23 @@ enum Act {
     },
     /// Change how many calls of each worker may be under way at once to a dependency
     Limit {
-        dependency: String,
+        /// A dependency, or a kind with --kind
+        name: String,
         /// A number, or auto: what the settings say
         limit: String,
+        /// How many requests of a kind each worker may work at once
+        #[arg(long)]
+        kind: bool,
+    },
+    /// Change how many calls all workers together may begin a second to a dependency
+    Rate {
+        /// A dependency, or a kind with --kind
+        name: String,
+        /// So many a second, or auto: what the settings say
+        rate: String,
+        /// How many requests of a kind may be begun a second
+        #[arg(long)]
+        kind: bool,
     },
     /// Begin nothing more: of one kind, or at all
     Pause { kind: Option<String> },
@@ -59,7 +73,10 @@ pub(super) async fn run(config: Config, arguments: Arguments) -> Exit {
     let order = match act.unwrap_or(Act::Show { worker: None }) {
         Act::Show { worker } => return show(config, worker).await,
         Act::Breaker { dependency, verb } => Order::breaker(&dependency, &verb),
-        Act::Limit { dependency, limit } => Order::limit(&dependency, &limit),
+        Act::Limit { name, limit, kind: false } => Order::limit(&name, &limit),
+        Act::Limit { name, limit, kind: true } => Order::kind_limit(&name, &limit),
+        Act::Rate { name, rate, kind: false } => Order::rate(&name, &rate),
+        Act::Rate { name, rate, kind: true } => Order::kind_rate(&name, &rate),
         Act::Pause { kind } => Ok(Order::pause(kind.as_deref())),
         Act::Resume { kind } => Ok(Order::resume(kind.as_deref())),
     };
@@ -118,10 +135,14 @@ fn known(config: &Config, target: &Target) -> Result<(), String> {
         format!("the settings have no {what} `{name}`, but: {}", there.join(", "))
     };
     match target {
-        Target::Breaker(name) | Target::Limit(name) if !config.dependencies.contains_key(name) => {
+        Target::Breaker(name) | Target::Limit(name) | Target::Rate(name)
+            if !config.dependencies.contains_key(name) =>
+        {
             Err(missing("dependency", name, config.dependencies.keys().collect()))
         }
-        Target::Kind(name) if !config.kinds.contains_key(name) => {
+        Target::Kind(name) | Target::KindLimit(name) | Target::KindRate(name)
+            if !config.kinds.contains_key(name) =>
+        {
             Err(missing("kind", name, config.kinds.keys().collect()))
         }
         _ => Ok(()),
@@ -204,13 +225,25 @@ fn tell_worker(address: &str, dependencies: &Value, kinds: &Value) {
         true => outln!("worker {worker} at {address}"),
         false => outln!("worker {worker} at {address}, paused: {}", paused.join(", ")),
     }
-    let row = |cells: [String; 9]| {
+    let row = |cells: [String; 11]| {
         let [name, cells @ ..] = cells;
         let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:>10}")).collect();
         outln!("  {name:<20}{}", cells.concat());
     };
-    row(["dependency", "state", "mode", "calls", "failed", "slow", "opened", "in flight", "limit"]
-        .map(str::to_owned));
+    let titles = [
+        "dependency",
+        "state",
+        "mode",
+        "calls",
+        "failed",
+        "slow",
+        "opened",
+        "in flight",
+        "limit",
+        "rate",
+        "waiting",
+    ];
+    row(titles.map(str::to_owned));
     for dependency in list(&dependencies["dependencies"]) {
         let keys = [
             "name",
@@ -222,13 +255,30 @@ fn tell_worker(address: &str, dependencies: &Value, kinds: &Value) {
             "opened",
             "in_flight",
             "max_in_flight",
+            "rate",
+            "waiting",
         ];
         row(keys.map(|key| match &dependency[key] {
             Value::String(text) => text.clone(),
+            Value::Null => "-".to_owned(),
             other => other.to_string(),
         }));
     }
     for kind in list(&kinds["kinds"]) {
+        if !kind["in_flight"].is_null() {
+            let cell = |key: &str| match &kind[key] {
+                Value::Null => "-".to_owned(),
+                other => other.to_string(),
+            };
+            outln!(
+                "  kind {}: in flight {}, limit {}, rate {}, waiting {}",
+                kind["name"].as_str().unwrap_or_default(),
+                cell("in_flight"),
+                cell("max_in_flight"),
+                cell("rate"),
+                cell("waiting")
+            );
+        }
         if kind["paused"] == true {
             outln!("  kind {} is paused", kind["name"].as_str().unwrap_or_default());
         }

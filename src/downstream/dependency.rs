@@ -1,6 +1,8 @@
 //! One dependency: its breaker, its limit and its client, behind one door.
 
+mod limits;
 mod parked;
+mod steering;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
@@ -15,20 +17,19 @@ use super::{
     breaker::{Admission, Breaker, Permit, Refusal, Verdict},
     classify,
     client::Client,
-    limit::{Limit, Place},
     release::Release,
-    standing::Standing,
     tell, turn,
 };
 use crate::{
+    limit::{Bounds, Limit, PerSecond, Place},
     outcome::{ErrorCode, Failure, StepError},
     request::Request,
     steer::Mode,
     telemetry::metrics,
 };
 
-/// How long a call waits for a place when `max_in_flight` others are under way, and how long it is
-/// sent away, before that is spread, when it got none.
+/// How long a call that was begun waits for a place when `max_in_flight` others are under way, or for
+/// a token.
 const LIMIT_WAIT: Duration = Duration::from_secs(1);
 
 /// A call that was given less than this part of the dependency's timeout and ran out of it says
@@ -65,6 +66,8 @@ pub struct Dependency {
     client: Client,
     timeout: Duration,
     limit: Limit,
+    /// The door before the calls: room for those under way, and for those that come next.
+    bounds: Bounds,
     breaker: Mutex<Breaker>,
     release: Mutex<Release>,
     /// Requests that were let go and have not called yet.
@@ -94,6 +97,12 @@ impl Dependency {
                 }
                 false => Limit::fixed(settings.max_in_flight),
             },
+            bounds: Bounds::new(
+                &format!("dependency:{name}"),
+                Some(2 * settings.max_in_flight),
+                PerSecond::of(settings.rate, settings.burst),
+                settings.when_full,
+            ),
             breaker: Mutex::new(breaker),
             release: Mutex::new(Release::new(settings.release.clone(), Instant::now())),
             coming: Arc::default(),
@@ -117,40 +126,6 @@ impl Dependency {
         self.breaker().admits(Instant::now())
     }
 
-    /// How it stands now.
-    pub fn standing(&self) -> Standing {
-        let numbers = self.breaker().numbers(Instant::now());
-        Standing::new(numbers, self.limit.taken(), self.limit.wanted())
-    }
-
-    /// Steers it: who decides about its breaker, and how many calls may be under way at once.
-    /// `None` is what the settings say. Returns what was changed, name and new value.
-    pub fn steer(&self, mode: Option<Mode>, limit: Option<usize>) -> Vec<(&'static str, String)> {
-        let mut changed = Vec::new();
-        let (mode, limit) = (mode.unwrap_or(self.configured.0), limit.unwrap_or(self.configured.1));
-        let (before, transition) = {
-            let mut breaker = self.breaker();
-            (breaker.mode(), breaker.set_mode(mode, Instant::now()))
-        };
-        if mode != before {
-            metrics::breaker_mode(&self.name, mode.name());
-            changed.push(("breaker", mode.name().to_owned()));
-        }
-        tell::transition(&self.name, transition);
-        if self.limit.most() != limit {
-            self.limit.set(limit);
-            changed.push(("limit", limit.to_string()));
-        }
-        changed
-    }
-
-    /// Exports what changes without a call.
-    pub fn export(&self) {
-        let standing = self.standing();
-        metrics::breaker_state(&self.name, standing.state);
-        metrics::calls_in_flight(&self.name, standing.in_flight, standing.max_in_flight);
-    }
-
     /// Runs any work under the breaker, the limit and the timeout of this dependency, for
     /// handlers written in Rust. The work is polled only once it is let through; it gets `budget`
     /// or the dependency's timeout, whichever is less. Work that is dropped gives its place back
@@ -164,7 +139,7 @@ impl Dependency {
         budget: Duration,
         work: impl Future<Output = Judged<T>>,
     ) -> Result<T, StepError> {
-        self.guarded(&format!("call to {}", self.name), false, budget, |_| work).await
+        self.guarded(&format!("call to {}", self.name), false, true, budget, |_| work).await
     }
 
     /// See [`super::Downstream::call`].
@@ -179,7 +154,7 @@ impl Dependency {
         match self.client.prepare(call, request) {
             Ok(prepared) => {
                 let send = |time| self.client.send(&what, prepared, time);
-                self.guarded(&what, last, budget, send).await
+                self.guarded(&what, last, false, budget, send).await
             }
             Err(why) => {
                 metrics::call(&self.name, "refused", None);
@@ -194,11 +169,12 @@ impl Dependency {
         self.client.reach(self.timeout).await
     }
 
-    /// `work` is begun with the time that it has.
+    /// `work` is begun with the time that it has. Who `pays` has no token of its rate yet.
     async fn guarded<T, F: Future<Output = Judged<T>>>(
         &self,
         what: &str,
         last: bool,
+        pays: bool,
         budget: Duration,
         work: impl FnOnce(Duration) -> F,
     ) -> Result<T, StepError> {
@@ -209,7 +185,7 @@ impl Dependency {
             ));
         }
         let asked = Instant::now();
-        let leave = self.admit(last, budget).await?;
+        let leave = self.admit(last, pays, budget).await?;
         let time = budget.saturating_sub(asked.elapsed()).min(self.timeout);
         let Judged { result, verdict } = match tokio::time::timeout(time, work(time)).await {
             Ok(judged) => judged,
@@ -232,7 +208,12 @@ impl Dependency {
     /// none waits in line for it, unless the breaker would refuse it anyway. While requests are
     /// parked, who has just come goes behind them: it is no probe, takes no place of the second half,
     /// and waits for none.
-    async fn admit(&self, last: bool, budget: Duration) -> Result<Leave<'_>, StepError> {
+    async fn admit(
+        &self,
+        last: bool,
+        pays: bool,
+        budget: Duration,
+    ) -> Result<Leave<'_>, StepError> {
         let let_go = turn::arrives(&self.name);
         let behind = let_go.is_none() && self.release().is_waiting();
         let not_admitted = |retry_in| {
@@ -240,6 +221,11 @@ impl Dependency {
             StepError::NotAdmitted { on: self.name.clone(), retry_in }
         };
         let chance = fastrand::f64();
+        // No longer than half of its time, so that a place is worth having.
+        let patience = LIMIT_WAIT.min(budget / 2);
+        if pays && !behind && self.admits() && !self.pay(patience).await {
+            return Err(self.full());
+        }
         let place = match self.limit.try_take() {
             Some(place) if behind && !self.is_spare() => {
                 drop(place);
@@ -247,11 +233,10 @@ impl Dependency {
             }
             Some(place) => Some(place),
             None if behind || !self.admits() => None,
-            // No longer than half of its time, so that a place is worth having.
-            None => tokio::time::timeout(LIMIT_WAIT.min(budget / 2), self.limit.take())
-                .await
-                .ok()
-                .flatten(),
+            None => match tokio::time::timeout(patience, self.limit.take()).await {
+                Ok(Some(place)) => Some(place),
+                Ok(None) | Err(_) => return Err(self.full()),
+            },
         };
         let Some(place) = place else {
             return Err(not_admitted(LIMIT_WAIT.mul_f64(0.5 + chance)));

@@ -100,12 +100,17 @@ impl Release {
     /// It was looked for `asked` of them, and so many were there. The last one ends the story: the
     /// next time is slow again.
     pub(crate) fn found(&mut self, asked: usize, found: usize, now: Instant) {
-        // More than asked for may have come due by the clock as well.
-        self.saved = (self.saved - found as f64).max(0.0);
+        self.went(found);
         self.waiting = found >= asked;
         if !self.waiting {
             self.begin(now);
         }
+    }
+
+    /// So many went on, whatever was asked.
+    pub(crate) fn went(&mut self, count: usize) {
+        // More than asked for may have come due by the clock as well.
+        self.saved = (self.saved - count as f64).max(0.0);
     }
 
     fn begin(&mut self, now: Instant) {

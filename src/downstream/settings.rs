@@ -7,7 +7,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::{breaker, call::header_problem, release};
-use crate::steer::MOST_IN_FLIGHT;
+use crate::{
+    limit::{self, WhenFull},
+    steer::MOST_IN_FLIGHT,
+};
 
 /// No call takes longer: an hour.
 const LONGEST: Duration = Duration::from_secs(60 * 60);
@@ -29,13 +32,19 @@ pub struct Settings {
     pub connect_timeout: Duration,
     /// The largest response body, in bytes; a larger one is not read to its end.
     pub max_response_bytes: usize,
-    /// Calls under way at once; what comes on top is parked for a moment.
+    /// Calls under way at once from one worker.
     pub max_in_flight: usize,
     /// Whether the limit learns from how long calls take, between `min_in_flight` and
     /// `max_in_flight`.
     pub adaptive: bool,
     /// A limit that learns is never lower, but for the moments in which it tries out half of itself.
     pub min_in_flight: usize,
+    /// Calls that may be begun a second, over all workers; unset, as many as there are.
+    pub rate: Option<f64>,
+    /// Calls that may be begun at once after a quiet time; what comes in a second unless it is set.
+    pub burst: Option<f64>,
+    /// What becomes of a request that finds one of these limits full.
+    pub when_full: WhenFull,
     /// Requests parked on this dependency before the worker stops consuming.
     pub max_parked: u64,
     /// How what is parked goes on once the dependency has recovered.
@@ -105,6 +114,9 @@ impl Settings {
         check(right, "max_in_flight", "must be between 1 and 100000");
         let right = (1..=self.max_in_flight.max(1)).contains(&self.min_in_flight);
         check(right, "min_in_flight", "must be at least 1 and not more than max_in_flight");
+        for (setting, wrong) in limit::problems(self.rate, self.burst) {
+            check(false, setting, wrong);
+        }
         check(self.max_parked > 0, "max_parked", "is 0, must be at least 1");
         if !self.budget_header.is_empty()
             && let Some(wrong) = header_problem(&self.budget_header, "1")

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::breaker::Numbers;
-use crate::steer::Mode;
+use crate::{limit, steer::Mode};
 
 /// How a dependency stands, seen from this worker.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,10 +29,19 @@ pub struct Standing {
     pub in_flight: usize,
     /// Calls that may be under way at once now.
     pub max_in_flight: usize,
+    /// Calls that may be begun a second, over all workers, where that is limited.
+    pub rate: Option<f64>,
+    /// Requests that wait here, without a slot, until there is room.
+    pub waiting: usize,
 }
 
 impl Standing {
-    pub(super) fn new(numbers: Numbers, in_flight: usize, max_in_flight: usize) -> Self {
+    pub(super) fn new(
+        numbers: Numbers,
+        in_flight: usize,
+        max_in_flight: usize,
+        bounds: limit::Standing,
+    ) -> Self {
         let Numbers { phase, mode, counts, consecutive, opened, open_for } = numbers;
         Self {
             state: phase.name(),
@@ -45,6 +54,8 @@ impl Standing {
             open_for,
             in_flight,
             max_in_flight,
+            rate: bounds.per.map(|per| per.rate),
+            waiting: bounds.waiting,
         }
     }
 }

@@ -12,6 +12,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::*;
 use crate::{
+    limit::WhenFull,
     request::{Message, Properties, decode},
     steer::Mode,
 };
@@ -37,6 +38,9 @@ fn settings(url: &str) -> Settings {
         max_in_flight: 8,
         adaptive: false,
         min_in_flight: 1,
+        rate: None,
+        burst: None,
+        when_full: WhenFull::Wait,
         max_parked: 100,
         release: release::Settings { rate: 10.0, growth: 2.0 },
         budget_header: "x-request-timeout-ms".into(),

@@ -29,13 +29,6 @@ impl Coming {
     }
 }
 
-impl Coming {
-    /// What it was parked on.
-    pub(crate) fn dependency(&self) -> &str {
-        &self.dependency
-    }
-}
-
 impl Drop for Coming {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Relaxed);

@@ -26,6 +26,8 @@ pub(crate) enum Started {
         due: Due,
         /// Where it was let go for its dependency.
         coming: Option<Coming>,
+        /// Where it was let go for a dependency, a limit or a share that has room for it.
+        has_room: bool,
     },
 }
 
@@ -48,6 +50,11 @@ pub(crate) struct Attempt {
     held: Option<(Arc<Request>, Option<Held>)>,
     request: Option<Arc<Request>>,
     malformed: Option<(Option<String>, Option<String>, Option<String>)>,
+    /// It was parked, and let go because there was room: it waits for the rest of it.
+    pub(super) has_room: bool,
+    /// The limit that it found full, and how long it waited for it.
+    pub(super) limited_by: Option<String>,
+    pub(super) limit: Option<Duration>,
     pub(super) claim: Option<Duration>,
     pub(super) call: Option<Duration>,
     pub(super) finish: Option<Duration>,
@@ -58,8 +65,9 @@ impl Attempt {
         let attempt = Self::fresh();
         match started {
             Started::Delivered { redelivered, .. } => Self { redelivered: *redelivered, ..attempt },
-            Started::Due { due, coming } => Self {
+            Started::Due { due, coming, has_room } => Self {
                 let_go: coming.is_some(),
+                has_room: *has_room,
                 received_at: due.received_at,
                 fence: due.fence,
                 number: due.attempt,
@@ -96,6 +104,9 @@ impl Attempt {
             held: None,
             request: None,
             malformed: None,
+            has_room: false,
+            limited_by: None,
+            limit: None,
             claim: None,
             call: None,
             finish: None,
@@ -210,6 +221,8 @@ impl Attempt {
             source: self.source,
             age_ms: u64::try_from(age.as_millis()).ok(),
             duration_ms: millis(took),
+            limited_by: self.limited_by.as_deref(),
+            limit_ms: self.limit.map(millis),
             claim_ms: self.claim.map(millis),
             call_ms: self.call.map(millis),
             finish_ms: self.finish.map(millis),

@@ -1,7 +1,8 @@
 //! Which requests that the ledger keeps are to go on now.
 //!
-//! Some go on by the clock. Others are parked on a gate, a dependency or a kind that an operator has
-//! paused, and are let go while it is open. Neither takes more than its share of the slots.
+//! Some go on by the clock. Others are parked on a gate: a dependency, a kind that an operator has
+//! paused, or a limit that was full. They are let go while it is open. Neither takes more than its share
+//! of the slots.
 
 use std::time::Duration;
 
@@ -9,50 +10,110 @@ use super::{Handler, Started};
 use crate::{
     downstream::{Coming, Dependency},
     kind::{Kind, Work},
-    ledger::{Ask, Due, Gate, Keeper},
+    ledger::{Ask, Due, Gate, Keeper, LedgerError},
+    limit::Bounds,
+    pause::Reason,
     telemetry::metrics,
 };
 
 impl<K: Keeper> Handler<K> {
-    /// What the ledger is asked for, with so many free slots: half of them at most are for what is
-    /// parked. With an odd one, and where there are more gates than slots, `chance` (in `0.0..1.0`) says
-    /// whose it is.
-    pub(crate) fn ask(&self, slots: usize, lease: Duration, chance: f64) -> Ask {
+    /// Claims what is to go on, with so many free slots: half of them at most are for what is parked on
+    /// the shares of users, and half of what is left for what is parked on gates. With an odd one, and
+    /// where there are more gates than slots, `chance` (in `0.0..1.0`) says whose it is.
+    ///
+    /// # Errors
+    /// [`LedgerError::Away`]; nothing that was claimed is lost, its lease runs out.
+    pub(crate) async fn bring_up(
+        &self,
+        slots: usize,
+        lease: Duration,
+        chance: f64,
+    ) -> Result<Vec<Started>, LedgerError> {
+        let odd = usize::from(slots % 2 == 1 && (chance * 100.0).fract() < 0.5);
+        let mut started = self.of_shares(slots / 2 + odd, lease).await?;
+        let left = slots - started.len();
+        // A stop may have been asked for meanwhile.
+        if left > 0 && !self.pauses.contains(&Reason::Drain) {
+            let ask = self.ask(left, lease, chance);
+            match self.ledger.due(&ask).await {
+                Ok(due) => started.extend(self.brought_up(&ask, due)),
+                Err(error) if started.is_empty() => return Err(error),
+                // What was brought up is ours, and is worked.
+                Err(_) => {}
+            }
+        }
+        Ok(started)
+    }
+
+    fn ask(&self, slots: usize, lease: Duration, chance: f64) -> Ask {
+        let gate = |on: &str, most| Gate { on: on.to_owned(), most, probes: false };
         let dependencies = self.downstream.iter().map(|dependency| {
             let (most, probes) = dependency.may_let_go();
-            Gate { on: dependency.name().to_owned(), most, probes }
+            Gate { probes, ..gate(dependency.name(), most) }
         });
         let kinds = self.kinds.iter().filter(|kind| !kind.is_paused());
-        let kinds = kinds.map(|kind| Gate { on: kind.parked_on(), most: slots, probes: false });
-        let mut gates: Vec<Gate> = dependencies.chain(kinds).filter(|gate| gate.most > 0).collect();
+        let kinds = kinds.map(|kind| gate(&kind.parked_on(), slots));
+        let limits = self.limits().map(|(bounds, most)| {
+            bounds.parked.look();
+            gate(bounds.on(), most)
+        });
+        let gates = dependencies.chain(kinds).chain(limits);
+        let mut gates: Vec<Gate> = gates.filter(|gate| gate.most > 0).collect();
         let odd = usize::from(slots % 2 == 1 && chance < 0.5);
         share(&mut gates, slots / 2 + odd, (chance * 1_000.0).fract());
         Ask { limit: slots, gates, lease }
     }
 
     /// What has come of it is to be worked.
-    pub(crate) fn brought_up(&self, ask: &Ask, due: Vec<Due>) -> Vec<Started> {
+    fn brought_up(&self, ask: &Ask, due: Vec<Due>) -> Vec<Started> {
         let found =
             |gate: &Gate| due.iter().filter(|due| due.parked_on.as_ref() == Some(&gate.on)).count();
-        let mut coming: Vec<Coming> = Vec::new();
         due.iter().filter(|due| due.crashes > 0).for_each(|_| metrics::taken_over());
+        // Who may wait for what it was parked on, and the dependency that it comes to.
+        let mut let_go: Vec<(&str, Option<Coming>)> = Vec::new();
         for gate in &ask.gates {
-            if let Some(dependency) = self.downstream.get(&gate.on) {
-                coming.extend(dependency.let_go(gate.most, found(gate)));
+            let (on, found) = (gate.on.as_str(), found(gate));
+            if let Some(dependency) = self.downstream.get(on) {
+                let coming = dependency.let_go(gate.most, found);
+                let_go.extend(coming.map(|coming| (on, Some(coming))));
+            } else if let Some(bounds) = self.bounds().find(|bounds| bounds.on() == on) {
+                if found < gate.most {
+                    bounds.parked.gone();
+                }
+                match self.downstream.iter().find(|it| it.bounds().on() == on) {
+                    Some(dependency) => {
+                        let coming = dependency.let_go_of_limits(found);
+                        let_go.extend(coming.map(|coming| (on, Some(coming))));
+                    }
+                    None => let_go.extend((0..found).map(|_| (on, None))),
+                }
             }
         }
         let started = due.into_iter().map(|due| {
-            let of_it = |coming: &Coming| Some(coming.dependency()) == due.parked_on.as_deref();
-            let coming = coming.iter().position(of_it).map(|at| coming.swap_remove(at));
-            Started::Due { due, coming }
+            let of_it = |(on, _): &(&str, _)| Some(*on) == due.parked_on.as_deref();
+            let let_go = let_go.iter().position(of_it).map(|at| let_go.swap_remove(at));
+            let has_room = let_go.is_some();
+            Started::Due { due, coming: let_go.and_then(|(_, coming)| coming), has_room }
         });
         started.collect()
     }
 
     /// How many slots are worth taking for what may be let go, between the looks for all.
     pub(crate) fn may_let_go(&self) -> usize {
-        let may = self.downstream.iter().map(|dependency| 2 * dependency.may_let_go().0);
-        may.sum()
+        let dependencies = self.downstream.iter().map(|dependency| dependency.may_let_go().0);
+        let limits = self.limits().map(|(_, most)| most);
+        let all = dependencies.chain(limits).fold(0, usize::saturating_add);
+        let shares = if self.lobby.on_shares.any() { usize::MAX } else { 0 };
+        all.saturating_mul(2).max(shares)
+    }
+
+    /// The limits that something is parked on, and how much room they have.
+    fn limits(&self) -> impl Iterator<Item = (&Bounds, usize)> {
+        let kinds = self.kinds.iter().map(|kind| {
+            let open = kind.bounds.parked.any() && !kind.is_paused();
+            (&*kind.bounds, if open { kind.bounds.room() } else { 0 })
+        });
+        kinds.chain(self.downstream.iter().map(|it| (it.bounds(), it.of_limits())))
     }
 
     /// Whether parked requests of any dependency go on as fast as they may.
@@ -75,10 +136,12 @@ impl<K: Keeper> Handler<K> {
         self.downstream.get(&call.dependency).filter(|dependency| dependency.turns_away())
     }
 
-    /// Whether something is parked on what is a gate here: on a dependency, or on one of our kinds.
+    /// Whether something is parked on what is a gate here: on a dependency, on one of our kinds, on a
+    /// limit of theirs, or on the share of its user.
     pub(crate) fn is_gate(&self, on: &str) -> bool {
         self.downstream.get(on).is_some()
             || self.kinds.iter().any(|kind: &Kind| kind.parked_on() == on)
+            || self.parked(on).is_some()
     }
 }
 

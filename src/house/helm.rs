@@ -113,7 +113,8 @@ impl Helm {
     fn apply(&self, wishes: &Wishes) {
         for dependency in self.handler.downstream.iter() {
             let name = dependency.name();
-            for (what, now) in dependency.steer(wishes.mode(name), wishes.limit(name)) {
+            let (mode, limit, rate) = (wishes.mode(name), wishes.limit(name), wishes.rate(name));
+            for (what, now) in dependency.steer(mode, limit, rate) {
                 tell(&format!("{what}:{name}"), &now);
             }
         }
@@ -122,6 +123,19 @@ impl Helm {
             if kind.pause(paused) {
                 metrics::kind_paused(&kind.name, paused);
                 tell(&kind.parked_on(), if paused { "paused" } else { "resumed" });
+            }
+        }
+        for kind in self.handler.kinds.iter() {
+            let name = &kind.name;
+            let (limit, rate) = kind.bounds.steer(wishes.kind_limit(name), wishes.kind_rate(name));
+            let standing = kind.bounds.standing();
+            if limit {
+                let now = standing.most.map_or("none".to_owned(), |most| most.to_string());
+                tell(&format!("kind-limit:{name}"), &now);
+            }
+            if rate {
+                let now = standing.per.map_or("none".to_owned(), |per| per.rate.to_string());
+                tell(&format!("kind-rate:{name}"), &now);
             }
         }
         // Whoever waits for its end is told by the reasons themselves.
@@ -144,11 +158,12 @@ impl Helm {
             let (name, standing) = (dependency.name(), dependency.standing());
             let breaker = wishes.mode(name).map(|_| "breaker");
             let limit = wishes.limit(name).map(|_| "limit");
+            let rate = wishes.rate(name).map(|_| "rate");
             DependencyStanding {
                 name: name.to_owned(),
                 state: standing.state,
                 mode: standing.mode.name(),
-                steered: breaker.into_iter().chain(limit).collect(),
+                steered: breaker.into_iter().chain(limit).chain(rate).collect(),
                 calls: standing.calls,
                 failed: standing.failed,
                 slow: standing.slow,
@@ -161,13 +176,27 @@ impl Helm {
                     .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
                 in_flight: standing.in_flight,
                 max_in_flight: standing.max_in_flight,
+                rate: standing.rate,
+                waiting: standing.waiting,
                 parked: parked(name),
+                parked_on_limit: parked(dependency.bounds().on()),
             }
         });
-        let kinds = self.handler.kinds.iter().map(|kind| KindStanding {
-            name: kind.name.clone(),
-            paused: kind.is_paused(),
-            parked: parked(&kind.parked_on()),
+        let kinds = self.handler.kinds.iter().map(|kind| {
+            let standing = kind.bounds.standing();
+            let limit = wishes.kind_limit(&kind.name).map(|_| "limit");
+            let rate = wishes.kind_rate(&kind.name).map(|_| "rate");
+            KindStanding {
+                name: kind.name.clone(),
+                paused: kind.is_paused(),
+                steered: limit.into_iter().chain(rate).collect(),
+                in_flight: kind.bounds.is_active().then_some(standing.in_flight),
+                max_in_flight: standing.most,
+                rate: standing.per.map(|per| per.rate),
+                waiting: standing.waiting,
+                parked: parked(&kind.parked_on()),
+                parked_on_limit: parked(kind.bounds.on()),
+            }
         });
         Standing {
             worker: self.worker.clone(),
@@ -185,11 +214,15 @@ impl Helm {
         };
         let Handler { downstream, kinds, .. } = &*self.handler;
         match target {
-            Target::Breaker(name) | Target::Limit(name) if downstream.get(name).is_none() => {
+            Target::Breaker(name) | Target::Limit(name) | Target::Rate(name)
+                if downstream.get(name).is_none() =>
+            {
                 let known = names(downstream.iter().map(Dependency::name).collect());
                 Err(Refused::Unknown(format!("there is no dependency `{name}`: {known}")))
             }
-            Target::Kind(name) if kinds.get(name).is_none() => {
+            Target::Kind(name) | Target::KindLimit(name) | Target::KindRate(name)
+                if kinds.get(name).is_none() =>
+            {
                 let known = names(kinds.iter().map(|it: &Kind| it.name.as_str()).collect());
                 Err(Refused::Unknown(format!("there is no kind `{name}`: {known}")))
             }

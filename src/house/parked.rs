@@ -65,6 +65,7 @@ async fn count<K: Keeper>(handler: &Handler<K>, seen: &mut BTreeSet<String>) -> 
     }
     let counts = handler.ledger.counts().await.ok()?;
     export(&counts, seen);
+    handler.counted(&counts);
     let names = counts.parked.iter().map(|(on, _)| on.as_str());
     let strays: Vec<&str> = names
         .filter(|on| !["not_before", "stop", ORDER].contains(on) && !handler.is_gate(on))

@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     handler::Handler,
     ledger::Counts,
+    limit::PARKED_ON,
     pause::{Pauses, Reason},
     queue::Status,
     stop::Stop,
@@ -95,7 +96,15 @@ pub(super) fn start(
     let kinds = handler.kinds.iter().map(|kind| {
         Bound::new(&kind.parked_on(), Reason::Kind(kind.name.clone()), kind.max_parked)
     });
-    let bounds = dependencies.chain(kinds).collect();
+    // The same bounds for what is parked on a limit of theirs.
+    let limits =
+        config.dependencies.iter().map(|(name, it)| (format!("dependency:{name}"), it.max_parked));
+    let limits =
+        limits.chain(handler.kinds.iter().map(|it| (format!("kind:{}", it.name), it.max_parked)));
+    let limits = limits.chain([("user".to_owned(), config.worker.max_parked)]);
+    let limits =
+        limits.map(|(of, limit)| Bound::new(&format!("{PARKED_ON}{of}"), Reason::Limit(of), limit));
+    let bounds = dependencies.chain(kinds).chain(limits).collect();
     tasks.spawn(tell_pauses(house.pauses.clone()));
     tasks.spawn(Arc::clone(&helm).follow(config.worker.steering_interval));
     let told = move |counts: &Counts| helm.counted(counts);
@@ -104,6 +113,8 @@ pub(super) fn start(
         tasks.spawn(compare_limits(queue.clone(), config.worker.max_message_bytes));
     }
     tasks.spawn(watch_slots(slots, config.worker.concurrency));
+    let tokens = Arc::clone(&handler);
+    tasks.spawn(async move { tokens.fetch_tokens().await });
     let lines = Arc::clone(&handler);
     tasks.spawn(async move { lines.keep_lines().await });
     tasks.spawn(async move { handler.renew_leases().await });

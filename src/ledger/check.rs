@@ -49,6 +49,7 @@ impl Ledger {
                 ("unreadable", ALL),
                 ("steering", ALL),
                 ("audit", &["select", "insert"]),
+                ("buckets", &["select", "insert", "update"]),
             ] {
                 let name = format!("{schema}.{table}");
                 let row = client

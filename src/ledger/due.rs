@@ -45,7 +45,7 @@ pub struct Ask {
 /// What may be let go that is parked on one thing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gate {
-    /// The dependency, or `kind:…`.
+    /// The dependency, a paused kind (`kind:…`), or a limit (`limit:…`).
     pub on: String,
     /// So many.
     pub most: usize,
@@ -143,7 +143,7 @@ impl Due {
     }
 }
 
-fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
+pub(super) fn read(row: &tokio_postgres::Row) -> Result<Due, BatchError> {
     let properties: Option<String> = row.try_get(5)?;
     let properties: Properties =
         properties.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();

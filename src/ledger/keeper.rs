@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use super::{
     Ask, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish, Finished, Lease, Ledger,
-    LedgerError, Whose,
+    LedgerError, OfUsers, Whose,
 };
-use crate::{outcome::Failure, request::Message};
+use crate::{
+    limit::{Draw, Grant},
+    outcome::Failure,
+    request::Message,
+};
 
 /// See the methods of [`Ledger`] of the same names.
 pub(crate) trait Keeper: Send + Sync + 'static {
@@ -16,6 +20,18 @@ pub(crate) trait Keeper: Send + Sync + 'static {
     fn finish(&self, finish: Finish) -> impl Future<Output = Result<Finished, LedgerError>> + Send;
 
     fn due(&self, ask: &Ask) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
+
+    fn of_users(
+        &self,
+        wanted: &OfUsers,
+        lease: Duration,
+    ) -> impl Future<Output = Result<Vec<Due>, LedgerError>> + Send;
+
+    fn tokens(
+        &self,
+        bucket: &str,
+        draw: Draw,
+    ) -> impl Future<Output = Result<Grant, LedgerError>> + Send;
 
     fn renew(&self, held: &[Lease]) -> impl Future<Output = Result<(), LedgerError>> + Send;
 
@@ -63,6 +79,14 @@ impl Keeper for Ledger {
 
     async fn due(&self, ask: &Ask) -> Result<Vec<Due>, LedgerError> {
         self.due(ask).await
+    }
+
+    async fn of_users(&self, wanted: &OfUsers, lease: Duration) -> Result<Vec<Due>, LedgerError> {
+        self.of_users(wanted, lease).await
+    }
+
+    async fn tokens(&self, bucket: &str, draw: Draw) -> Result<Grant, LedgerError> {
+        self.tokens(bucket, draw).await
     }
 
     async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {

@@ -14,6 +14,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (3, "try_apply", include_str!("migrations/0003_try_apply.sql")),
     (4, "steering", include_str!("migrations/0004_steering.sql")),
     (5, "release", include_str!("migrations/0005_release.sql")),
+    (6, "limits", include_str!("migrations/0006_limits.sql")),
     (7, "lines", include_str!("migrations/0007_lines.sql")),
 ];
 

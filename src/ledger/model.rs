@@ -4,6 +4,7 @@
 //! the statements themselves, in Postgres.
 
 mod line;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -246,7 +247,18 @@ impl Model {
         due.sort();
         due.truncate(ask.limit.saturating_sub(taken.len()));
         taken.extend(due.into_iter().map(|(_, id)| id));
-        let claimed = taken.into_iter().filter_map(|id| {
+        self.bring_up(taken, ask.lease, worker, now, &mut fence)
+    }
+
+    fn bring_up(
+        &mut self,
+        ids: Vec<String>,
+        lease: Duration,
+        worker: &str,
+        now: Duration,
+        fence: &mut impl FnMut(&str) -> Fence,
+    ) -> Vec<Due> {
+        let claimed = ids.into_iter().filter_map(|id| {
             let row = self.rows.get_mut(&id)?;
             let parked_on = row.parked_on.take();
             let vanished = row.state == "running";
@@ -257,7 +269,7 @@ impl Model {
             row.from_queue = false;
             worker.clone_into(&mut row.worker);
             row.fence = fence(&id).0;
-            row.due_at = Some(now + ask.lease);
+            row.due_at = Some(now + lease);
             Some(Due::revive(
                 (Some(id), Some(row.request.kind.clone())),
                 row.request.message.clone(),

@@ -10,8 +10,9 @@ use super::{
 use crate::{
     ledger::{
         Ask, Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish,
-        Finished, Hold, Keeper, Lanes, Lease, LedgerError, Outage, Verdict, Whose, file,
+        Finished, Hold, Keeper, Lanes, Lease, LedgerError, OfUsers, Outage, Verdict, Whose, file,
     },
+    limit::{Draw, Grant},
     outcome::{ErrorCode, Failure, StepError},
     pause::Pauses,
     request::Message,
@@ -53,6 +54,29 @@ impl Memory {
         }
     }
 
+    /// Claims by the ledger itself.
+    async fn bring_up(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&mut State, Duration) -> Vec<Due> + Send + 'static,
+    ) -> Result<Vec<Due>, LedgerError> {
+        if self.process.is_stopping() {
+            self.world.broke(format!("{} {what} in a drain", self.process.name));
+        }
+        let due = self.visit(|| what.to_owned(), move |state, now| Ok(work(state, now))).await;
+        let due = self.outage.noticed(due)?;
+        for due in &due {
+            self.process.has_begun(due.fence);
+            if let Ok(request) = &due.request {
+                self.world.tell(&self.process.name, || {
+                    let (attempt, crashes, on) = (due.attempt, due.crashes, &due.parked_on);
+                    format!("{} is due: attempt {attempt}, {crashes} crashes, {on:?}", request.id)
+                });
+            }
+        }
+        Ok(due)
+    }
+
     async fn visit<T: Send + 'static>(
         &self,
         what: impl Fn() -> String + Send,
@@ -76,32 +100,36 @@ impl Keeper for Memory {
     }
 
     async fn due(&self, ask: &Ask) -> Result<Vec<Due>, LedgerError> {
-        if self.process.is_stopping() {
-            self.world.broke(format!("{} looks for due work in a drain", self.process.name));
-        }
         let (ask, worker) = (ask.clone(), self.process.name.clone());
-        let due = self
-            .world
-            .visit(
-                &self.process,
-                || "looks for due work".to_owned(),
-                move |state, now| {
-                    let fence = |_: &str| Fence::new();
-                    Ok(state.model.due(&ask, &worker, now, fence))
-                },
-            )
-            .await;
-        let due = self.outage.noticed(due.map_err(LedgerError::from))?;
-        for due in &due {
-            self.process.has_begun(due.fence);
-            if let Ok(request) = &due.request {
-                self.world.tell(&self.process.name, || {
-                    let (attempt, crashes) = (due.attempt, due.crashes);
-                    format!("{} is due: attempt {attempt}, {crashes} crashes", request.id)
-                });
-            }
-        }
-        Ok(due)
+        self.bring_up("looks for due work", move |state, now| {
+            state.model.due(&ask, &worker, now, |_| Fence::new())
+        })
+        .await
+    }
+
+    async fn of_users(&self, wanted: &OfUsers, lease: Duration) -> Result<Vec<Due>, LedgerError> {
+        let (wanted, worker) = (wanted.clone(), self.process.name.clone());
+        self.bring_up("looks for what is parked on shares", move |state, now| {
+            state.model.of_users(&wanted, lease, &worker, now, |_| Fence::new())
+        })
+        .await
+    }
+
+    /// What `take_tokens` does.
+    async fn tokens(&self, bucket: &str, draw: Draw) -> Result<Grant, LedgerError> {
+        let bucket = bucket.to_owned();
+        let work = move |state: &mut State, now: Duration| {
+            let now = now.as_secs_f64();
+            let full = now - draw.burst / draw.rate;
+            let given_until = state.buckets.entry(bucket).or_insert(full);
+            let since = given_until.max(full);
+            let there = ((now - since) * draw.rate + 1e-6).floor().max(0.0);
+            let tokens = there.min(f64::from(draw.tokens));
+            *given_until = since + tokens / draw.rate;
+            let next = (*given_until + 1.0 / draw.rate - now).max(0.0);
+            Ok(Grant { tokens: tokens as u32, next_in: Duration::from_secs_f64(next) })
+        };
+        self.outage.noticed(self.visit(|| format!("asks for {draw:?}"), work).await)
     }
 
     async fn renew(&self, held: &[Lease]) -> Result<(), LedgerError> {

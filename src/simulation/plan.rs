@@ -5,6 +5,8 @@ use std::time::Duration;
 use fastrand::Rng;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+use crate::limit::WhenFull;
+
 /// What is known of a request beforehand.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Nature {
@@ -85,11 +87,42 @@ pub(super) struct Plan {
     pub(super) max_parked: u64,
     pub(super) max_in_line: u64,
     pub(super) max_in_flight: usize,
+    pub(super) limits: Limits,
     pub(super) natures: Vec<(String, Nature)>,
     pub(super) publishes: Vec<Publish>,
     pub(super) faults: Faults,
     /// How long there are faults.
     pub(super) trouble: Duration,
+}
+
+/// What is limited beside the calls.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    /// Requests of each kind at once.
+    pub(super) of_kind: Option<usize>,
+    /// Requests of each kind a second.
+    pub(super) rate: Option<f64>,
+    /// Requests of each user at once.
+    pub(super) of_user: Option<usize>,
+    /// Requests that wait without a slot.
+    pub(super) aside: usize,
+    pub(super) when_full: WhenFull,
+}
+
+impl Limits {
+    /// None in every other seed.
+    fn of(chance: &mut Rng) -> Self {
+        let limited = chance.bool();
+        let mut some = || limited && chance.bool();
+        let (kind, rate, user) = (some(), some(), some());
+        Self {
+            of_kind: kind.then(|| chance.usize(1..=3)),
+            rate: rate.then(|| [0.5, 2.0, 20.0][chance.usize(..3)]),
+            of_user: user.then(|| chance.usize(1..=2)),
+            aside: chance.usize(..4),
+            when_full: [WhenFull::Wait, WhenFull::Park][chance.usize(..2)],
+        }
+    }
 }
 
 /// What the clock on the wall shows when a simulation begins.
@@ -111,6 +144,7 @@ impl Plan {
             max_parked: [2, 1_000][chance.usize(..2)],
             max_in_line: [2, 1_000][chance.usize(..2)],
             max_in_flight: chance.usize(1..=4),
+            limits: Limits::of(&mut Rng::with_seed(chance.clone().u64(..))),
             natures: Vec::new(),
             publishes: Vec::new(),
             faults,

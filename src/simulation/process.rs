@@ -10,7 +10,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::{ledger::Memory, line::Subscription, services, world::World};
 use crate::{
-    handler::{Handler, Holding, Line, Suspects},
+    handler::{Handler, Holding, Line, Lobby, Suspects},
     house::parked::{self, Bound},
     ledger::Fence,
     pause::{Pauses, Reason},
@@ -160,10 +160,19 @@ async fn run(
         holding: Holding::default(),
         suspects: Suspects::default(),
         line: Line::default(),
+        lobby: Lobby::new(
+            world.plan.concurrency,
+            world.plan.limits.of_user,
+            world.plan.limits.aside,
+        ),
         max_message_bytes: super::MOST_BYTES,
     });
     let settings = worker::Settings {
         concurrency: world.plan.concurrency,
+        user_share: 1.0,
+        kind_share: 1.0,
+        due_share: 0.5,
+        max_parked: u64::MAX,
         max_message_bytes: super::MOST_BYTES,
         max_in_line: world.plan.max_in_line,
         grace: world.plan.grace,
@@ -174,11 +183,12 @@ async fn run(
         .map(|(_, name)| Bound::new(name, Reason::Breaker(name.to_owned()), world.plan.max_parked));
     let counting =
         parked::keep(Arc::clone(&handler), bounds.into(), settings.counts_interval, |_| {});
-    let renewing = Arc::clone(&handler);
+    let (renewing, fetching) = (Arc::clone(&handler), Arc::clone(&handler));
     let lines = Arc::clone(&handler);
     let upkeep = [
         tokio::spawn(counting).abort_handle(),
         tokio::spawn(async move { renewing.renew_leases().await }).abort_handle(),
+        tokio::spawn(async move { fetching.fetch_tokens().await }).abort_handle(),
         tokio::spawn(async move { lines.keep_lines().await }).abort_handle(),
     ];
     let (outside, who) = (Arc::clone(&world), Arc::clone(&process));

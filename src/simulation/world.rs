@@ -50,6 +50,8 @@ pub(super) struct State {
     pub(super) ahead: Duration,
     /// Bodies that were kept among the unreadable.
     pub(super) kept: BTreeSet<Vec<u8>>,
+    /// Up to when the tokens of each rate are given out.
+    pub(super) buckets: BTreeMap<String, f64>,
     pub(super) calls: BTreeMap<String, u32>,
     pub(super) replies: BTreeMap<String, u32>,
     pub(super) kills: BTreeMap<String, u32>,
@@ -75,6 +77,7 @@ impl World {
             calm: false,
             ahead: Duration::ZERO,
             kept: BTreeSet::new(),
+            buckets: BTreeMap::new(),
             calls: BTreeMap::new(),
             replies: BTreeMap::new(),
             kills: BTreeMap::new(),
@@ -99,11 +102,11 @@ impl World {
 
     pub(super) fn tell_plan(&self) {
         let Plan { workers, concurrency, prefetch, lanes, batch_rows, .. } = self.plan;
-        let Plan { grace, max_parked, max_in_flight, faults, trouble, .. } = &self.plan;
+        let Plan { grace, max_parked, max_in_flight, limits, faults, trouble, .. } = &self.plan;
         self.tell("plan", || {
             format!(
                 "{workers} workers of {concurrency}, prefetch {prefetch}, {lanes} lanes of {batch_rows}, grace \
-                 {grace:?}, {max_parked} parked, {max_in_flight} in flight; for {trouble:?}: {faults:?}"
+                 {grace:?}, {max_parked} parked, {max_in_flight} in flight, {limits:?}; for {trouble:?}: {faults:?}"
             )
         });
         for (id, nature) in &self.plan.natures {

@@ -45,6 +45,10 @@ pub struct RequestLine<'a> {
     pub age_ms: Option<u64>,
     /// From taking the request to naming its outcome.
     pub duration_ms: f64,
+    /// The limit that it found full.
+    pub limited_by: Option<&'a str>,
+    /// The part spent waiting for that, without a slot.
+    pub limit_ms: Option<f64>,
     /// The part spent claiming it in the ledger.
     pub claim_ms: Option<f64>,
     /// The part spent in the call to the dependency.
@@ -80,6 +84,8 @@ macro_rules! event {
             source = $line.source,
             age_ms = $line.age_ms,
             duration_ms = micros($line.duration_ms),
+            limited_by = $line.limited_by.map(cap),
+            limit_ms = $line.limit_ms.map(micros),
             claim_ms = $line.claim_ms.map(micros),
             call_ms = $line.call_ms.map(micros),
             finish_ms = $line.finish_ms.map(micros),
@@ -141,6 +147,8 @@ mod tests {
             source: "queue",
             age_ms: Some(1200),
             duration_ms: 12.345_678,
+            limited_by: Some("limit:kind:user.profile.update"),
+            limit_ms: Some(0.5),
             claim_ms: Some(1.0),
             call_ms: Some(10.0),
             finish_ms: Some(1.25),
@@ -164,7 +172,8 @@ mod tests {
             "kind": "user.profile.update", "outcome": "retry", "attempt": 2, "max_attempts": 5,
             "error_code": "call_failed", "error": "geocoder: status 503",
             "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736", "app_id": "web", "redelivered": true, "taken_over": true,
-            "source": "queue", "age_ms": 1200, "duration_ms": 12.346, "claim_ms": 1.0, "call_ms": 10.0,
+            "source": "queue", "age_ms": 1200, "duration_ms": 12.346,
+            "limited_by": "limit:kind:user.profile.update", "limit_ms": 0.5, "claim_ms": 1.0, "call_ms": 10.0,
             "finish_ms": 1.25, "due_in_ms": 2000, "parked_on": "geocoder",
         });
         assert_eq!(object, expected);

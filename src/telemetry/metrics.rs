@@ -95,6 +95,12 @@ names! {
         "Requests with top-level fields that the contract does not know";
     counter REPLIES = "longshore_replies_total", Count, ["result"],
         "Answers to reply_to: sent, unroutable, failed, dropped";
+    counter LIMITED = "longshore_limited_total", Count, ["limit", "how"],
+        "Requests that found a limit full, and waited for it or were parked on it";
+    gauge LIMIT_IN_FLIGHT = "longshore_limit_in_flight", Count, ["limit"],
+        "Requests that a limited kind or dependency has let in";
+    gauge LIMIT_WAITING = "longshore_limit_waiting", Count, ["limit"],
+        "Requests that wait for a limit, without a slot";
     // The queue
     gauge CONSUMER_UP = "longshore_consumer_up", Count, [],
         "1 while subscribed to the queue";
@@ -207,6 +213,17 @@ pub fn request_finished(
 pub fn slots(in_use: usize, of: usize) {
     gauge!(IN_FLIGHT).set(in_use as f64);
     gauge!(SLOTS).set(of as f64);
+}
+
+/// A request found a limit full: it `waited`, or was `parked`.
+pub fn limited(limit: &str, how: &'static str) {
+    counter!(LIMITED, "limit" => limit.to_owned(), "how" => how).increment(1);
+}
+
+/// How many a limit has let in, and how many wait for it.
+pub fn limit(limit: &str, in_flight: usize, waiting: usize) {
+    gauge!(LIMIT_IN_FLIGHT, "limit" => limit.to_owned()).set(in_flight as f64);
+    gauge!(LIMIT_WAITING, "limit" => limit.to_owned()).set(waiting as f64);
 }
 
 /// A request had unknown top-level fields.

@@ -11,7 +11,7 @@ use tracing::{error, warn};
 
 use super::Worker;
 use crate::{
-    handler::{Attempt, Started},
+    handler::{Attempt, Slot, Started},
     kind::Kind,
     ledger::{Entered, Entry, Keeper, LedgerError},
     outcome::{Failure, Outcome, Settlement, StepError},
@@ -104,7 +104,11 @@ impl<K: Keeper> Worker<K> {
             }
             if let Some((message, redelivered, ticket)) = other {
                 let Some(slot) = self.slot().await else { return };
-                self.begin(Started::Delivered { message, redelivered }, Some(ticket), slot);
+                self.begin(
+                    Started::Delivered { message, redelivered },
+                    Some(ticket),
+                    Slot::new(slot, None),
+                );
             }
             tokio::task::consume_budget().await;
         }

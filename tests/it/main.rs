@@ -19,6 +19,7 @@ mod documents;
 mod drill;
 mod holding;
 mod library;
+mod limits;
 mod line;
 mod machine;
 mod manual;

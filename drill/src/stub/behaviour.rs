@@ -13,6 +13,14 @@ pub enum Behaviour {
         #[serde(default)]
         latency_ms: u64,
     },
+    /// Does its work, and hinders itself: a call takes so long alone, and the longer the more are
+    /// under way, by `1 + (calls / at_best)²`. It does most with `at_best` calls at once.
+    Crowded {
+        /// How long it takes alone, in milliseconds, as if there were no others at all.
+        alone_ms: u64,
+        /// With so many at once it does most.
+        at_best: u32,
+    },
     /// Answers this status without doing anything.
     Status {
         /// The status; what is none counts as 500.

@@ -47,6 +47,18 @@ async fn the_services_do_their_work_once_a_key() {
 }
 
 #[tokio::test]
+async fn a_crowded_service_takes_the_longer_the_more_calls_are_under_way() {
+    let house = House::new().await;
+    house.stub.behave("geocoder", Behaviour::Crowded { alone_ms: 10, at_best: 1 });
+    let begin = std::time::Instant::now();
+    let (a, b, c) = tokio::join!(house.verify("a"), house.verify("b"), house.verify("c"));
+    assert!(a.status() == 200 && b.status() == 200 && c.status() == 200);
+    // The first to come takes so long; the others as long or longer, as they meet.
+    assert!(begin.elapsed() >= Duration::from_millis(20));
+    assert!(house.stub.inner.crowds().is_empty(), "nobody is left");
+}
+
+#[tokio::test]
 async fn a_service_can_be_steered_from_outside_and_only_that_one() {
     let house = House::new().await;
     let control = format!("{}/_control/geocoder", house.stub.url);

@@ -1,4 +1,8 @@
-//! What is parked on a dependency: who goes behind it, and how many may be let go.
+//! What is parked on a dependency, or on its limits: who goes behind it, and how many may be let go.
+//!
+//! It is parked on its limits while calls flow and too many come; on the dependency itself once one was
+//! not let through, and from then on whoever finds no place. So what is parked on the limits came first,
+//! and goes first, at the pace that holds for both.
 
 use std::sync::{MutexGuard, PoisonError, atomic::Ordering::Relaxed};
 
@@ -36,21 +40,52 @@ impl Dependency {
         room.is_some_and(|room| room == 0 || self.release().is_waiting())
     }
 
+    /// Whether requests are known to be parked on it, so that who comes now goes behind.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.release().is_waiting()
+    }
+
     /// How many of the requests that are parked on it may be let go now, and whether they are probes.
     pub(crate) fn may_let_go(&self) -> (usize, bool) {
         let now = Instant::now();
         let room = self.breaker().room(now);
         // Those who are on their way will take theirs.
         let coming = self.coming.load(Relaxed);
+        let of_limits = self.of_limits();
         let mut release = self.release();
         match room {
             Some(room) if release.probes(now) => (room.saturating_sub(coming), true),
             Some(_) => (0, true),
             None => {
-                let free = self.limit.wanted().saturating_sub(self.limit.taken() + coming);
-                (release.allowed(now).min(free), false)
+                let free = self.free(coming).min(self.bounds.room());
+                let first = if release.is_waiting() { of_limits } else { 0 };
+                (release.allowed(now).min(free).saturating_sub(first), false)
             }
         }
+    }
+
+    /// How many of those that are parked on its limits are to be brought up now. While others are
+    /// parked on the dependency itself they are no probes, and share its pace.
+    pub(crate) fn of_limits(&self) -> usize {
+        if !self.bounds.parked.any() {
+            return 0;
+        }
+        let now = Instant::now();
+        let room = self.breaker().room(now);
+        let coming = self.coming.load(Relaxed);
+        let mut release = self.release();
+        let most = match (room, release.is_waiting()) {
+            (Some(_), true) => 0,
+            (Some(probes), false) => probes.saturating_sub(coming),
+            (None, true) => release.allowed(now).min(self.free(coming)),
+            (None, false) if self.free(0) > 0 => usize::MAX,
+            (None, false) => 0,
+        };
+        most.min(self.bounds.room())
+    }
+
+    fn free(&self, coming: usize) -> usize {
+        self.limit.wanted().saturating_sub(self.limit.taken() + coming)
     }
 
     /// So many of its requests were asked for, and so many were found and are let go.
@@ -59,7 +94,17 @@ impl Dependency {
             self.release().found(asked, found, Instant::now());
             metrics::let_go(&self.name, found as u64);
         }
-        (0..found).map(|_| Coming::new(&self.name, &self.coming))
+        self.come(found)
+    }
+
+    /// So many that were parked on its limits are let go.
+    pub(crate) fn let_go_of_limits(&self, found: usize) -> impl Iterator<Item = Coming> {
+        self.release().went(found);
+        self.come(found)
+    }
+
+    fn come(&self, count: usize) -> impl Iterator<Item = Coming> {
+        (0..count).map(|_| Coming::new(&self.name, &self.coming))
     }
 
     /// Whether parked requests go on as fast as they may.

@@ -116,14 +116,37 @@ fn the_usual_judgement_blames_the_service_for_what_may_pass_only() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_parked_on_the_limits_goes_first_but_probes_are_those_that_are_parked_on_the_breaker()
+ {
+    let downstream = subject(|settings| settings.max_in_flight = 8);
+    let dependency = downstream.get("geocoder").unwrap();
+    assert_eq!(dependency.of_limits(), 0, "nobody is known to be parked there");
+    dependency.bounds().parked.note();
+    assert!(dependency.of_limits() > 8, "as many as have room, and a line");
+    assert!(dependency.may_let_go().0 > 0, "others may have parked some on the breaker");
+    for _ in 0..3 {
+        transient(dependency.guard(AMPLE, sick()).await.unwrap_err());
+    }
+    assert_eq!((dependency.of_limits(), dependency.may_let_go().0), (0, 0), "it is open");
+    tokio::time::advance(10 * SECOND).await;
+    assert_eq!(dependency.of_limits(), 1, "if nobody else is there to be a probe");
+    dependency.parked();
+    assert_eq!((dependency.of_limits(), dependency.may_let_go()), (0, (1, true)));
+    dependency.steer(Some(Mode::Closed), None, None);
+    assert_eq!((dependency.of_limits(), dependency.may_let_go().0), (1, 0), "one pace for both");
+    let gone: Vec<_> = dependency.let_go_of_limits(1).collect();
+    assert_eq!((gone.len(), dependency.of_limits()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_steered_holds_at_once_and_taken_back_the_settings_hold_again() {
     let downstream = subject(|settings| settings.max_in_flight = 1);
     let dependency = downstream.get("geocoder").unwrap();
     let steered = |what: &'static str, now: &str| vec![(what, now.to_owned())];
-    assert_eq!(dependency.steer(Some(Mode::Open), None), steered("breaker", "open"));
-    assert_eq!(dependency.steer(Some(Mode::Open), None), [], "once");
+    assert_eq!(dependency.steer(Some(Mode::Open), None, None), steered("breaker", "open"));
+    assert_eq!(dependency.steer(Some(Mode::Open), None, None), [], "once");
     assert!(is_not_admitted(&dependency.guard(AMPLE, well()).await) && !dependency.admits());
-    assert_eq!(dependency.steer(Some(Mode::Closed), None), steered("breaker", "closed"));
+    assert_eq!(dependency.steer(Some(Mode::Closed), None, None), steered("breaker", "closed"));
     for _ in 0..10 {
         transient(dependency.guard(AMPLE, sick()).await.unwrap_err());
     }
@@ -132,12 +155,12 @@ async fn what_is_steered_holds_at_once_and_taken_back_the_settings_hold_again() 
     let mut first = hang();
     assert!(futures_util::poll!(&mut first).is_pending());
     assert!(is_not_admitted(&dependency.guard(AMPLE, well()).await), "one at once");
-    let changed = dependency.steer(None, Some(2));
+    let changed = dependency.steer(None, Some(2), None);
     assert_eq!(changed, [steered("breaker", "automatic"), steered("limit", "2")].concat());
     assert_eq!(dependency.guard(AMPLE, well()).await, Ok(1), "two at once");
     let standing = dependency.standing();
     assert_eq!((standing.in_flight, standing.max_in_flight), (1, 2));
-    assert_eq!(dependency.steer(None, None), steered("limit", "1"));
+    assert_eq!(dependency.steer(None, None, None), steered("limit", "1"));
     drop(first);
     assert_eq!(dependency.standing().in_flight, 0);
 }

@@ -13,7 +13,8 @@ use tokio_postgres::{Client, NoTls};
 
 use super::*;
 use crate::{
-    ledger::{Entry, Function, Gate, Ledger, LedgerError, PoolSettings, Settings, Whose},
+    ledger::{Entry, Function, Gate, Ledger, LedgerError, OfUsers, PoolSettings, Settings, Whose},
+    limit::USER,
     outcome::{ErrorCode, Failure},
     pause::Pauses,
     request::{Properties, decode},
@@ -127,7 +128,7 @@ impl Pair {
         let who = self.chance.usize(..2);
         let (ledger, worker) = (Arc::clone(&self.ledgers[who]), WORKERS[who]);
         let now = self.now();
-        match self.chance.u8(..25) {
+        match self.chance.u8(..26) {
             0..=5 => {
                 let mut claims = Vec::new();
                 for request in self.requests() {
@@ -191,18 +192,25 @@ impl Pair {
                 };
                 let ask = Ask { limit, gates, lease: self.time() };
                 let theirs = ledger.due(&ask).await.unwrap();
-                let said = |due: &[Due]| {
-                    let each = due.iter().map(|due| {
-                        let id = due.request.as_ref().unwrap().id.clone();
-                        (id, (due.fence.0, due.attempt, due.crashes, due.parked_on.clone()))
-                    });
-                    each.collect::<BTreeMap<_, _>>()
-                };
                 let theirs = said(&theirs);
-                let fence = |id: &str| Fence(theirs.get(id).map_or(0, |(fence, ..)| *fence));
+                let fence = |id: &str| Fence(theirs.get(id).map_or(0, |(fence, _)| *fence));
                 let ours = self.model.due(&ask, worker, now, fence);
                 assert_eq!(said(&ours), theirs);
                 format!("{worker} takes due {theirs:?}")
+            }
+            24 => {
+                let wanted = OfUsers {
+                    after: ["", "u"][self.chance.usize(..2)].to_owned(),
+                    each: self.chance.usize(1..=2),
+                    most: self.chance.usize(1..=3),
+                    not_of: [vec![], vec!["u".to_owned()]][self.chance.usize(..2)].clone(),
+                };
+                let lease = self.time();
+                let theirs = said(&ledger.of_users(&wanted, lease).await.unwrap());
+                let fence = |id: &str| Fence(theirs.get(id).map_or(0, |(fence, _)| *fence));
+                let ours = self.model.of_users(&wanted, lease, worker, now, fence);
+                assert_eq!(said(&ours), theirs, "{wanted:?}");
+                format!("{worker} takes of users {theirs:?}")
             }
             15 | 16 => {
                 let id = self.request().id.clone();
@@ -267,9 +275,10 @@ impl Pair {
         let verdict = match self.chance.u8(..7) {
             0..=2 => Verdict::Done,
             3 => Verdict::Waiting { failure, due_in },
-            4 | 5 => match self.chance.bool() {
-                true => Verdict::Parked { on: "bank".to_owned(), due_in: None },
-                false => Verdict::Parked { on: "stop".to_owned(), due_in: Some(due_in) },
+            4 | 5 => match self.chance.u8(..4) {
+                0 => Verdict::Parked { on: "bank".to_owned(), due_in: None },
+                1 => Verdict::Parked { on: USER.to_owned(), due_in: None },
+                _ => Verdict::Parked { on: "stop".to_owned(), due_in: Some(due_in) },
             },
             _ => Verdict::Dead { failure },
         };
@@ -319,6 +328,16 @@ impl Pair {
             }
         }
     }
+}
+
+/// What is told of each, by id: the fence comes from chance.
+fn said(due: &[Due]) -> BTreeMap<String, (i64, String)> {
+    let each = due.iter().map(|due| {
+        let Due { attempt, crashes, in_line, parked_on, .. } = due;
+        let told = format!("{attempt} {crashes} {in_line} {parked_on:?}");
+        (due.request.as_ref().unwrap().id.clone(), (due.fence.0, told))
+    });
+    each.collect()
 }
 
 fn settings(url: String) -> Settings {

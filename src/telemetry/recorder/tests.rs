@@ -37,6 +37,8 @@ fn record_everything() {
     metrics::breaker_mode("geocoder", "automatic");
     metrics::breaker_unenforced("geocoder");
     metrics::let_go("geocoder", 2);
+    metrics::limited("limit:kind:k", "waited");
+    metrics::limit("limit:kind:k", 3, 1);
     metrics::calls_in_flight("geocoder", 1, 64);
 }
 

@@ -12,7 +12,7 @@ use super::adaptive::{Adaptive, Sample};
 
 /// A limit that can be changed.
 #[derive(Debug)]
-pub(super) struct Limit {
+pub(crate) struct Limit {
     places: Semaphore,
     size: Mutex<Size>,
 }
@@ -31,7 +31,7 @@ struct Size {
 
 /// The right to have one call under way.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(crate) struct Place<'a> {
     limit: &'a Limit,
     permit: Option<SemaphorePermit<'a>>,
     /// How many were taken then, this one included.
@@ -40,13 +40,13 @@ pub(super) struct Place<'a> {
 
 impl Limit {
     /// So many at once.
-    pub(super) fn fixed(wanted: usize) -> Self {
+    pub(crate) fn fixed(wanted: usize) -> Self {
         let size = Size { most: wanted, wanted, there: wanted, learning: None };
         Self { places: Semaphore::new(wanted), size: Mutex::new(size) }
     }
 
     /// As many at once as turn out to be good, between these.
-    pub(super) fn learning(fewest: usize, most: usize, now: Instant) -> Self {
+    pub(crate) fn learning(fewest: usize, most: usize, now: Instant) -> Self {
         let adaptive = Adaptive::new(fewest, most, now);
         let wanted = adaptive.limit();
         let size = Size { most, wanted, there: wanted, learning: Some((adaptive, fewest)) };
@@ -54,12 +54,12 @@ impl Limit {
     }
 
     /// A place, if one is free.
-    pub(super) fn try_take(&self) -> Option<Place<'_>> {
+    pub(crate) fn try_take(&self) -> Option<Place<'_>> {
         Some(self.place(self.places.try_acquire().ok()?))
     }
 
     /// A place, in the order of asking.
-    pub(super) async fn take(&self) -> Option<Place<'_>> {
+    pub(crate) async fn take(&self) -> Option<Place<'_>> {
         Some(self.place(self.places.acquire().await.ok()?))
     }
 
@@ -69,7 +69,7 @@ impl Limit {
 
     /// From now on so many at once, or at most so many where it learns. Those that are under way go
     /// on; where they are too many, their places vanish as they end.
-    pub(super) fn set(&self, most: usize) {
+    pub(crate) fn set(&self, most: usize) {
         let mut size = self.size();
         size.most = most;
         let learnt = size.learning.as_mut().map(|(adaptive, fewest)| {
@@ -90,17 +90,17 @@ impl Limit {
     }
 
     /// The most at once that is wanted.
-    pub(super) fn most(&self) -> usize {
+    pub(crate) fn most(&self) -> usize {
         self.size().most
     }
 
     /// So many at once now.
-    pub(super) fn wanted(&self) -> usize {
+    pub(crate) fn wanted(&self) -> usize {
         self.size().wanted
     }
 
     /// How many are under way.
-    pub(super) fn taken(&self) -> usize {
+    pub(crate) fn taken(&self) -> usize {
         let there = self.size().there;
         there.saturating_sub(self.places.available_permits())
     }
@@ -112,13 +112,13 @@ impl Limit {
 
 impl Place<'_> {
     /// A call that was sent then has succeeded.
-    pub(super) fn succeeded(&self, begun: Instant, now: Instant) {
+    pub(crate) fn succeeded(&self, begun: Instant, now: Instant) {
         let sample = Sample { begun, at_once: self.at_once, took: now - begun };
         self.learn(|adaptive| adaptive.succeeded(sample, now));
     }
 
     /// The dependency said that it was too much.
-    pub(super) fn throttled(&self) {
+    pub(crate) fn throttled(&self) {
         self.learn(Adaptive::throttled);
     }
 
