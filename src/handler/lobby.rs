@@ -232,14 +232,19 @@ impl<K: Keeper> Handler<K> {
             return Ok(None);
         }
         let changes = self.pauses.changes();
-        let entered = way.enter(user, lobby).await;
-        // It may have taken a visit to the ledger, and a stop may have been asked for meanwhile.
-        if self.pauses.changes() != changes && self.nothing_begins(hold).now_or_never().is_some() {
-            return Err(self.left_off(request, hold, attempt).await);
-        }
-        let full = match entered {
-            Ok(pass) => return Ok(Some(Box::new(pass))),
-            Err(full) => full,
+        let entered = tokio::select! {
+            biased;
+            entered = way.enter(user, lobby) => Some(entered),
+            // A token takes a visit to the ledger, and that may be away.
+            () = self.nothing_begins(hold) => None,
+        };
+        // The same may have been asked for meanwhile.
+        let begins =
+            self.pauses.changes() == changes || self.nothing_begins(hold).now_or_never().is_none();
+        let full = match entered.filter(|_| begins) {
+            Some(Ok(pass)) => return Ok(Some(Box::new(pass))),
+            Some(Err(full)) => full,
+            None => return Err(self.left_off(request, hold, attempt).await),
         };
         attempt.limited_by = Some(full.on().to_owned());
         // Who is parked begins a new life in which no worker has vanished over it: a suspect stays.

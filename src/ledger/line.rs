@@ -178,19 +178,20 @@ select i.id, i.kind, i.user_id, 'parked', 0, i.fence, false, 'infinity', 'order'
 pub(super) const ENTERED: &str =
     "select request_id, fence, digest from longshore.requests where request_id = any($1)";
 
-/// Of the lines of some users, and of all. A row that somebody has locked is being brought up by him.
+/// Of the lines of some users, and of all. Who is first and parked on something else (a dependency, a
+/// limit) is let go by that. A row that somebody has locked is being brought up by him.
 pub(super) const ADVANCE: [&str; 2] = [
     "\
 with first as (
     select r.request_id
       from unnest($1::text[]) as u(user_id)
       cross join lateral (
-          select request_id, due_at from longshore.requests q
+          select request_id from longshore.requests q
            where q.user_id = u.user_id and q.place is not null
              and q.state in ('running', 'waiting', 'parked')
            order by q.place limit 1) as head
       join longshore.requests r on r.request_id = head.request_id
-     where head.due_at = 'infinity' and r.state = 'parked' and r.due_at = 'infinity'
+     where r.state = 'parked' and r.parked_on = 'order' and r.due_at = 'infinity'
        for update of r skip locked
 )
 update longshore.requests r set due_at = now() from first where r.request_id = first.request_id",
@@ -198,7 +199,7 @@ update longshore.requests r set due_at = now() from first where r.request_id = f
 with first as (
     select r.request_id
       from longshore.requests r
-     where r.state = 'parked' and r.due_at = 'infinity' and r.place is not null
+     where r.state = 'parked' and r.parked_on = 'order' and r.due_at = 'infinity'
        and not exists (select from longshore.requests q
                         where q.user_id = r.user_id and q.place < r.place and q.place is not null
                           and q.state in ('running', 'waiting', 'parked'))

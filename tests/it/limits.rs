@@ -173,8 +173,10 @@ async fn what_a_worker_has_parked_on_a_limit_is_done_by_another_that_knows_no_su
     let mut first = place.worker().await;
     place.stub.behave("mailer", Behaviour::Hang);
     let ids = send(&place, "limited", "1", 0..4).await;
-    until("all but one are parked", async || {
-        (place.database.count("parked").await == 3).then_some(())
+    // It is brought up as far as a line of one behind the call, and there it stays.
+    until("one is called, one stands in line, and the others are parked", async || {
+        let now = [place.database.count("running").await, place.database.count("parked").await];
+        (now == [2, 2]).then_some(())
     })
     .await;
     assert_eq!(first.drain().await.0, Some(0));

@@ -59,6 +59,7 @@ impl Model {
             };
             if let Some(row) = self.rows.get_mut(&id)
                 && asked
+                && row.parked_on.as_deref() == Some(ORDER)
                 && row.due_at == Some(NEVER)
             {
                 row.due_at = Some(now);
