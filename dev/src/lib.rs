@@ -47,5 +47,6 @@ pub mod rabbit;
 pub mod recovery;
 mod server;
 pub mod services;
+mod stage;
 pub mod storm;
 mod worker;

@@ -100,7 +100,7 @@ async fn measure(restarts: u32) -> anyhow::Result<Report> {
     println!("starting a RabbitMQ and a Postgres of their own …");
     let mut fleet = Fleet::open().await?;
     let requests = restarts as usize * 2 * (BETWEEN as usize + load::MARGIN);
-    let account = load::publish(&fleet.rabbit.url(), requests).await?;
+    let account = load::publish(&fleet.stage.rabbit.url(), requests).await?;
     println!("{requests} requests are in the queue, a worker with the usual settings begins");
     fleet.start_worker().await?;
     let mut samples = Vec::new();
@@ -117,7 +117,7 @@ async fn measure(restarts: u32) -> anyhow::Result<Report> {
     }
     fleet.hurry().await?;
     until_all(&mut fleet, requests as i64).await?;
-    account::until_empty(&fleet.rabbit.url(), load::QUEUE, SETTLE).await?;
+    account::until_empty(&fleet.stage.rabbit.url(), load::QUEUE, SETTLE).await?;
     let report = account.check(&account::observe(&fleet.sources()).await?);
     fleet.stop_worker().await?;
     println!("\n{}\nThe account\n{report}", Table(&samples));
@@ -130,21 +130,21 @@ async fn restart(fleet: &mut Fleet, server: Server, way: Way) -> anyhow::Result<
     let back = match server {
         Server::Rabbit => {
             match way {
-                Way::InOrder => fleet.rabbit.stop().await?,
-                Way::Killed => fleet.rabbit.kill().await,
+                Way::InOrder => fleet.stage.rabbit.stop().await?,
+                Way::Killed => fleet.stage.rabbit.kill().await,
             }
-            let probe = back::broker(fleet.rabbit.address());
-            let (started, back) = tokio::join!(fleet.rabbit.start_again(), probe);
+            let probe = back::broker(fleet.stage.rabbit.address());
+            let (started, back) = tokio::join!(fleet.stage.rabbit.start_again(), probe);
             started?;
             back?
         }
         Server::Postgres => {
             match way {
-                Way::InOrder => fleet.postgres.stop().await?,
-                Way::Killed => fleet.postgres.kill().await,
+                Way::InOrder => fleet.stage.postgres.stop().await?,
+                Way::Killed => fleet.stage.postgres.kill().await,
             }
-            let probe = back::postgres(fleet.postgres.admin_url());
-            let (started, back) = tokio::join!(fleet.postgres.start_again(), probe);
+            let probe = back::postgres(fleet.stage.postgres.admin_url());
+            let (started, back) = tokio::join!(fleet.stage.postgres.start_again(), probe);
             started?;
             fleet.reconnect().await?;
             back?

@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    BasicProperties, Channel, Confirmation, Connection,
     options::{BasicPublishOptions, ConfirmSelectOptions, QueuePurgeOptions},
     types::ShortString,
 };
+use longshore_drill::broker;
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// The size of a body, in bytes.
@@ -57,9 +58,7 @@ pub(super) struct Publisher {
 
 impl Publisher {
     pub(super) async fn connect(url: &str) -> anyhow::Result<Self> {
-        let connecting =
-            timeout(CONFIRM, Connection::connect(url, ConnectionProperties::default()));
-        let connection = connecting.await.context("RabbitMQ does not answer")??;
+        let connection = broker::connect(url).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Self { _connection: connection, channel })

@@ -48,7 +48,7 @@ pub(super) async fn run(time: Duration) -> anyhow::Result<bool> {
     println!("A user who floods: starting a RabbitMQ and a Postgres of their own …");
     let place = Place::open().await?;
     place.behave(&Behaviour::Ok { latency_ms: LATENCY_MS }).await?;
-    let mut producer = Producer::connect(&place.rabbit.url()).await?;
+    let mut producer = Producer::connect(&place.amqp_url()).await?;
     let loads = [
         Load { name: "even", share: SHARE, wave: WAVE, flood: false },
         Load { name: "flooded", share: SHARE, wave: WAVE, flood: true },

@@ -34,7 +34,7 @@ const REQUESTS: usize = 25_000;
 pub(super) async fn run(time: Duration) -> anyhow::Result<bool> {
     println!("A limit that learns: starting a RabbitMQ and a Postgres of their own …");
     let place = Place::open().await?;
-    let mut producer = Producer::connect(&place.rabbit.url()).await?;
+    let mut producer = Producer::connect(&place.amqp_url()).await?;
     let users: Vec<String> = (0..REQUESTS).map(|number| format!("user-{}", number % 500)).collect();
     producer.publish(&users).await?;
     let mut best = Vec::new();

@@ -5,12 +5,13 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use lapin::{
-    BasicProperties, Channel, Connection, ConnectionProperties,
+    BasicProperties, Channel, Confirmation, Connection,
     options::{BasicPublishOptions, ConfirmSelectOptions, QueuePurgeOptions},
     types::ShortString,
 };
+use longshore_drill::broker;
 use serde_json::json;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -33,9 +34,7 @@ pub(super) struct Producer {
 
 impl Producer {
     pub(super) async fn connect(url: &str) -> anyhow::Result<Self> {
-        let connecting =
-            timeout(CONFIRM, Connection::connect(url, ConnectionProperties::default()));
-        let connection = connecting.await.context("RabbitMQ does not answer")??;
+        let connection = broker::connect(url).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(Self { _connection: connection, channel, number: 0 })
@@ -65,7 +64,10 @@ impl Producer {
                 confirms.push(timeout(CONFIRM, sent).await.context("RabbitMQ takes no more")??);
             }
             for confirm in confirms {
-                timeout(CONFIRM, confirm).await.context("RabbitMQ does not confirm")??;
+                let confirmed = timeout(CONFIRM, confirm).await;
+                if confirmed.context("RabbitMQ does not confirm")?? != Confirmation::Ack(None) {
+                    bail!("RabbitMQ did not take a request");
+                }
             }
         }
         Ok(published)

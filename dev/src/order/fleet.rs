@@ -1,29 +1,17 @@
 //! The servers, the workers and the stub, private to one run.
 
-use std::{collections::VecDeque, path::PathBuf, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use anyhow::Context as _;
-use lapin::{Connection, ConnectionProperties, options::QueueDeclareOptions, types::FieldTable};
-use rustix::process::Signal;
+use lapin::{options::QueueDeclareOptions, types::FieldTable};
+use longshore_drill::broker;
 use tokio::time::timeout;
-use tokio_postgres::Client;
 
-use crate::{
-    apart,
-    place::Private,
-    postgres::Postgres,
-    process::Process,
-    rabbit::Rabbit,
-    server::Life,
-    stub::Behaviour,
-    worker::{Settings, Worker},
-};
+use crate::{stage::Stage, stub::Behaviour, worker::Worker};
 
-const DATABASE: &str = "longshore_order";
 const ORDERED: &str = "longshore.ordered";
-/// How long one question may take.
+/// How long RabbitMQ may take to answer.
 const ANSWER: Duration = Duration::from_secs(30);
-const STUB_STOP: Duration = Duration::from_secs(10);
 
 /// Leases are short, for a killed worker's requests hold up their users until theirs have ended.
 const SETTINGS: &str = r#"
@@ -87,46 +75,15 @@ pub(super) struct Found {
 }
 
 pub(super) struct Fleet {
-    rabbit: Rabbit,
-    _postgres: Postgres,
-    settings: Settings,
     workers: VecDeque<Worker>,
-    stub: Process,
-    client: Client,
-    // The last to be dropped: the servers live in it.
-    _dir: Private,
+    stage: Stage,
 }
 
 impl Fleet {
     pub(super) async fn open(workers: usize) -> anyhow::Result<Self> {
-        let dir = Private::new("order")?;
-        let (rabbit, postgres) = tokio::try_join!(
-            Rabbit::start(dir.path().join("rabbitmq"), "order"),
-            Postgres::start(dir.path().join("postgres")),
-        )?;
-        let (stub, stub_url) = apart::start(&dir.path().join("stub.log"), Life::Private).await?;
-        apart::behave(&stub_url, "mailer", &Behaviour::Fail { share: 0.05, seed: 7 }).await?;
-        let config: PathBuf = dir.path().join("longshore.toml");
-        tokio::fs::write(&config, SETTINGS).await?;
-        let settings = Settings {
-            config,
-            amqp_url: rabbit.url(),
-            pg_url: postgres.create_database(DATABASE, None).await?,
-            stub_url,
-            log: dir.path().join("worker.log"),
-        };
-        settings.command(&["migrate"]).await?;
-        let client = longshore_drill::database::connect(&settings.pg_url).await?;
-        client.batch_execute(SERVICE).await.context("the functions cannot be installed")?;
-        let mut fleet = Self {
-            rabbit,
-            _postgres: postgres,
-            settings,
-            workers: VecDeque::new(),
-            stub,
-            client,
-            _dir: dir,
-        };
+        let stage = Stage::open("order", SETTINGS, SERVICE).await?;
+        stage.behave("mailer", &Behaviour::Fail { share: 0.05, seed: 7 }).await?;
+        let mut fleet = Self { workers: VecDeque::new(), stage };
         for _ in 0..workers {
             fleet.start_one().await?;
         }
@@ -134,11 +91,11 @@ impl Fleet {
     }
 
     pub(super) fn amqp_url(&self) -> String {
-        self.rabbit.url()
+        self.stage.rabbit.url()
     }
 
     async fn start_one(&mut self) -> anyhow::Result<()> {
-        self.workers.push_back(Worker::start(&self.settings).await?);
+        self.workers.push_back(Worker::start(&self.stage.settings).await?);
         Ok(())
     }
 
@@ -158,14 +115,11 @@ impl Fleet {
         self.start_one().await
     }
 
-    async fn number(&self, sql: &str) -> anyhow::Result<i64> {
-        let asked = timeout(ANSWER, self.client.query_one(sql, &[])).await;
-        Ok(asked.context("Postgres does not answer")??.try_get(0)?)
-    }
-
     /// Requests that are done or dead.
     pub(super) async fn ended(&self) -> anyhow::Result<i64> {
-        self.number("select count(*) from longshore.requests where state in ('done', 'dead')").await
+        self.stage
+            .number("select count(*) from longshore.requests where state in ('done', 'dead')")
+            .await
     }
 
     pub(super) async fn found(&self) -> anyhow::Result<Found> {
@@ -178,22 +132,25 @@ impl Fleet {
         let dead = "select count(*) from longshore.requests where state = 'dead'";
         let again = "select count(*) from longshore.attempts where outcome = 'retry'";
         Ok(Found {
-            applied: self.number("select count(*) from app.steps").await?,
-            inversions: self.number(inversions).await?,
-            twice: self.number(twice).await?,
-            dead: self.number(dead).await?,
-            tried_again: self.number(again).await?,
+            applied: self.stage.number("select count(*) from app.steps").await?,
+            inversions: self.stage.number(inversions).await?,
+            twice: self.stage.number(twice).await?,
+            dead: self.stage.number(dead).await?,
+            tried_again: self.stage.number(again).await?,
             ready: self.ready().await?,
         })
     }
 
     async fn ready(&self) -> anyhow::Result<u32> {
-        let url = self.rabbit.url();
-        let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let declared =
-            channel.queue_declare(ORDERED.into(), passive, FieldTable::default()).await?;
+        let url = self.stage.rabbit.url();
+        let asked = async {
+            let connection = broker::connect(&url).await?;
+            let channel = connection.create_channel().await?;
+            let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            let declared = channel.queue_declare(ORDERED.into(), passive, FieldTable::default());
+            Ok::<_, anyhow::Error>(declared.await?)
+        };
+        let declared = timeout(ANSWER, asked).await.context("RabbitMQ does not answer")??;
         Ok(declared.message_count())
     }
 
@@ -201,8 +158,7 @@ impl Fleet {
         for mut worker in self.workers.drain(..) {
             worker.stop().await?;
         }
-        self.stub.ask(Signal::TERM, STUB_STOP).await;
-        self.stub.kill().await;
+        self.stage.close().await;
         Ok(())
     }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use lapin::{
-    BasicProperties, Confirmation, Connection, ConnectionProperties,
+    BasicProperties, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
     types::ShortString,
 };
+use longshore_drill::broker;
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -28,8 +29,7 @@ const TOGETHER: usize = 500;
 
 /// Publishes so many requests, each confirmed, and notes them.
 pub(super) async fn publish(url: &str, requests: usize) -> anyhow::Result<Account> {
-    let connecting = timeout(CONFIRM, Connection::connect(url, ConnectionProperties::default()));
-    let connection = connecting.await.context("RabbitMQ does not answer")??;
+    let connection = broker::connect(url).await?;
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let mut account = Account::new();

@@ -70,6 +70,7 @@ pub(super) async fn draw_up(
 ) -> anyhow::Result<Account> {
     let mut account = Account::default();
     let rows = field
+        .stage
         .query(
             "select request_id, kind, extract(epoch from received_at)::float8,
                     extract(epoch from finished_at)::float8
@@ -91,7 +92,8 @@ pub(super) async fn draw_up(
     order(&mut account, field, &done, &parked, moments).await?;
 
     let crowd = if trouble == Trouble::Crowd { options.crowd } else { 0 };
-    let dead = field.number("select count(*) from longshore.requests where state = 'dead'").await?;
+    let dead =
+        field.stage.number("select count(*) from longshore.requests where state = 'dead'").await?;
     let all = sent.len() + crowd;
     account.check(
         dead == 0 && done.len() == all,
@@ -146,7 +148,8 @@ async fn order(
     parked: &HashSet<String>,
     moments: Moments,
 ) -> anyhow::Result<()> {
-    let failed = field.query("select distinct request_id from longshore.attempts", &[]).await?;
+    let failed =
+        field.stage.query("select distinct request_id from longshore.attempts", &[]).await?;
     let failed: HashSet<String> = failed.iter().map(|row| row.get(0)).collect();
     let mut waited: Vec<&Done> = done
         .iter()
@@ -184,8 +187,10 @@ async fn order(
 
 /// What the trouble has cost in attempts.
 async fn charged(account: &mut Account, field: &Field, trouble: Trouble) -> anyhow::Result<()> {
-    let charged =
-        field.number("select count(*) from longshore.attempts where outcome = 'retry'").await?;
+    let charged = field
+        .stage
+        .number("select count(*) from longshore.attempts where outcome = 'retry'")
+        .await?;
     let (mut opened, mut tried, mut most) = (0, 0, 0);
     for line in field.events("breaker.transition").await? {
         match (line["from"].as_str(), line["to"].as_str()) {

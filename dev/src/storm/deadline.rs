@@ -23,7 +23,7 @@ pub(super) async fn run(field: &mut Field) -> anyhow::Result<Account> {
     publisher.burst(ids("over"), NEEDS, Some(&in_time(Duration::ZERO)?)).await?;
     publisher.burst(ids("short"), NEEDS, Some(&in_time(BUDGET)?)).await?;
     field.until_quiet().await?;
-    field.steer(&["breaker", "geocoder", "open"]).await?;
+    field.stage.steer(&["breaker", "geocoder", "open"]).await?;
     field.until_steered("breaker:geocoder").await?;
     publisher.burst(ids("parked"), NEEDS, Some(&in_time(BUDGET)?)).await?;
     field.until_quiet().await?;
@@ -33,7 +33,7 @@ pub(super) async fn run(field: &mut Field) -> anyhow::Result<Account> {
                  where state = 'dead' and error_code = 'deadline' and request_id like 'SORT-%'";
     let calls = calls_at(field.stub_url()).await?;
     for (sort, called) in [("over", false), ("short", true), ("parked", false)] {
-        let dead = field.number(&dead.replace("SORT", sort)).await?;
+        let dead = field.stage.number(&dead.replace("SORT", sort)).await?;
         let calls = calls.keys().filter(|id| id.starts_with(&format!("{sort}-"))).count();
         account.check(
             dead == REQUESTS as i64 && (called || calls == 0),

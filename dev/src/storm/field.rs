@@ -2,78 +2,34 @@
 
 use std::{collections::HashSet, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, bail};
-use rustix::process::Signal;
+use anyhow::bail;
 use serde_json::Value;
-use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::{Client, Row, types::ToSql};
+use tokio::time::{Instant, sleep};
 
 use super::load::{self, Publisher};
 use crate::{
-    account, apart,
-    place::{self, Private},
-    postgres::Postgres,
-    process::Process,
-    rabbit::Rabbit,
+    account,
     server::Life,
+    stage::Stage,
     stub::{Behaviour, busiest_at},
-    worker::{Settings, Worker},
+    worker::Worker,
 };
 
-const DATABASE: &str = "longshore_storm";
-/// How long one question to the ledger may take.
-const ANSWER: Duration = Duration::from_secs(30);
 /// How long the last requests of a phase may take.
 const QUIET: Duration = Duration::from_secs(240);
 const LOOK: Duration = Duration::from_millis(200);
-/// How long the stub may take to end.
-const STUB_STOP: Duration = Duration::from_secs(10);
 
 pub(super) struct Field {
-    rabbit: Rabbit,
-    postgres: Postgres,
-    settings: Settings,
     count: usize,
     workers: Vec<Worker>,
-    stub: Process,
-    client: Client,
-    // The last to be dropped: the servers live in it.
-    dir: Private,
+    pub(super) stage: Stage,
 }
 
 impl Field {
     /// Servers, stub, database and queue; no worker yet.
     pub(super) async fn open(workers: usize) -> anyhow::Result<Self> {
-        let dir = Private::new("storm")?;
-        let (rabbit, postgres) = tokio::try_join!(
-            Rabbit::start(dir.path().join("rabbitmq"), "storm"),
-            Postgres::start(dir.path().join("postgres")),
-        )?;
-        let (stub, stub_url) = apart::start(&dir.path().join("stub.log"), Life::Private).await?;
-        let example = place::checkout().join("config/user-service");
-        let settings = Settings {
-            config: example.join("longshore.toml"),
-            amqp_url: rabbit.url(),
-            pg_url: postgres.create_database(DATABASE, None).await?,
-            stub_url,
-            log: dir.path().join("first.log"),
-        };
-        settings.command(&["migrate"]).await?;
-        let client = longshore_drill::database::connect(&settings.pg_url).await?;
-        let sql = tokio::fs::read_to_string(example.join("service.sql")).await?;
-        client.batch_execute(&sql).await.context("the example service cannot be installed")?;
-        // The first worker declares the exchange and the queue.
-        Worker::start(&settings).await?.stop().await?;
-        Ok(Self {
-            rabbit,
-            postgres,
-            settings,
-            count: workers,
-            workers: Vec::new(),
-            stub,
-            client,
-            dir,
-        })
+        let stage = Stage::of_the_example("storm").await?;
+        Ok(Self { count: workers, workers: Vec::new(), stage })
     }
 
     /// An empty ledger, and workers that know of no trouble.
@@ -81,13 +37,13 @@ impl Field {
         self.stop_workers().await?;
         self.behave(&Behaviour::default()).await?;
         let empty = "truncate longshore.requests, longshore.attempts, longshore.steering";
-        self.client.batch_execute(empty).await?;
+        self.stage.execute(empty).await?;
         for number in 0..self.count {
             let log = self.log(number);
             if log.exists() {
                 tokio::fs::remove_file(&log).await?;
             }
-            let mut command = self.settings.prepare()?;
+            let mut command = self.stage.settings.prepare()?;
             command.arg("run");
             let mut worker = Worker::spawn(command, &log, Life::Private)?;
             worker.until_ready().await?;
@@ -99,7 +55,7 @@ impl Field {
     }
 
     fn log(&self, number: usize) -> PathBuf {
-        self.dir.path().join(format!("worker-{number}.log"))
+        self.stage.dir.path().join(format!("worker-{number}.log"))
     }
 
     /// What the workers have told, of the lines with this text in them.
@@ -156,7 +112,7 @@ impl Field {
     pub(super) async fn until_parked(&self, wanted: usize) -> anyhow::Result<()> {
         let give_up = Instant::now() + QUIET;
         let parked = "select count(*) from longshore.requests where state = 'parked'";
-        while self.number(parked).await? < wanted as i64 {
+        while self.stage.number(parked).await? < wanted as i64 {
             if Instant::now() > give_up {
                 bail!("{wanted} requests are not parked, and it does not go on");
             }
@@ -166,53 +122,35 @@ impl Field {
     }
 
     pub(super) async fn publisher(&self) -> anyhow::Result<Publisher> {
-        Publisher::connect(&self.rabbit.url()).await
+        Publisher::connect(&self.stage.rabbit.url()).await
     }
 
     /// How the geocoder behaves from now on.
     pub(super) async fn behave(&self, behaviour: &Behaviour) -> anyhow::Result<()> {
-        apart::behave(&self.settings.stub_url, "geocoder", behaviour).await
+        self.stage.behave("geocoder", behaviour).await
     }
 
     /// The most calls at once that the geocoder had since this was last asked.
     pub(super) async fn busiest(&self) -> anyhow::Result<u64> {
-        busiest_at(&self.settings.stub_url, "geocoder").await
+        busiest_at(&self.stage.settings.stub_url, "geocoder").await
     }
 
     pub(super) fn stub_url(&self) -> &str {
-        &self.settings.stub_url
+        &self.stage.settings.stub_url
     }
 
     pub(super) fn workers(&self) -> usize {
         self.count
     }
 
-    pub(super) async fn steer(&self, order: &[&str]) -> anyhow::Result<()> {
-        self.settings.command(&[&["steer"], order].concat()).await
-    }
-
-    pub(super) async fn query(
-        &self,
-        sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> anyhow::Result<Vec<Row>> {
-        let asked = timeout(ANSWER, self.client.query(sql, parameters)).await;
-        Ok(asked.context("Postgres does not answer")??)
-    }
-
-    pub(super) async fn number(&self, sql: &str) -> anyhow::Result<i64> {
-        let rows = self.query(sql, &[]).await?;
-        Ok(rows.first().context("no row")?.try_get(0)?)
-    }
-
     /// Waits until the queue is empty and nothing in the ledger is open.
     pub(super) async fn until_quiet(&self) -> anyhow::Result<()> {
         let give_up = Instant::now() + QUIET;
-        account::until_empty(&self.rabbit.url(), load::QUEUE, QUIET).await?;
+        account::until_empty(&self.stage.rabbit.url(), load::QUEUE, QUIET).await?;
         loop {
             let open = "select count(*) from longshore.requests
                          where state in ('running', 'waiting', 'parked')";
-            let open = self.number(open).await?;
+            let open = self.stage.number(open).await?;
             if open == 0 {
                 return Ok(());
             }
@@ -233,10 +171,8 @@ impl Field {
     /// Stops everything in order.
     pub(super) async fn close(mut self) -> anyhow::Result<()> {
         self.stop_workers().await?;
-        self.stub.ask(Signal::TERM, STUB_STOP).await;
-        self.stub.kill().await;
-        drop(self.client);
-        self.rabbit.stop().await?;
-        self.postgres.stop().await
+        self.stage.close().await;
+        self.stage.rabbit.stop().await?;
+        self.stage.postgres.stop().await
     }
 }

@@ -93,7 +93,7 @@ pub(super) struct Moments {
 pub(super) async fn prepare(field: &Field, trouble: Trouble, crowd: usize) -> anyhow::Result<()> {
     field.behave(&WELL).await?;
     if trouble == Trouble::Crowd {
-        field.steer(&["breaker", "geocoder", "open"]).await?;
+        field.stage.steer(&["breaker", "geocoder", "open"]).await?;
         field.until_steered("breaker:geocoder").await?;
         let ids = (0..crowd).map(|number| format!("crowd-{number:08}"));
         field.publisher().await?.burst(ids, NEEDS, None).await?;
@@ -131,7 +131,7 @@ pub(super) async fn make(
                 sleep_until(next.min(ends)).await;
             }
         }
-        Trouble::Crowd => field.steer(&["breaker", "geocoder", "auto"]).await?,
+        Trouble::Crowd => field.stage.steer(&["breaker", "geocoder", "auto"]).await?,
         Trouble::Deadlines => {}
     }
     sleep_until(ends).await;
