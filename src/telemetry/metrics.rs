@@ -2,7 +2,7 @@
 //!
 //! The names are an API; `docs/metrics.md` is checked against this file. Labels come from closed
 //! sets or from the configuration, never from a message. Rooms record what happens by calling the
-//! [verbs]; nothing else in the house names a metric.
+//! verbs (`metrics/verbs.rs`); nothing else in the house names a metric.
 
 #![expect(clippy::disallowed_macros, reason = "this is the page of verbs that the others call")]
 
