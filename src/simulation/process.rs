@@ -204,6 +204,7 @@ async fn run(
         .await;
     world.is_there(&process).await;
     world.tell(&process.name, || format!("{drained:?}"));
+    world.state().interrupted += u32::try_from(drained.interrupted).unwrap_or(u32::MAX);
     for task in upkeep {
         task.abort();
     }

@@ -57,6 +57,8 @@ pub(super) struct State {
     pub(super) kills: BTreeMap<String, u32>,
     /// How often a process vanished, or seemed to.
     pub(super) vanished: u32,
+    /// How often a stop cut a request off.
+    pub(super) interrupted: u32,
     /// What was seen that must never be.
     pub(super) broken: Vec<String>,
     story: Option<Vec<String>>,
@@ -82,6 +84,7 @@ impl World {
             replies: BTreeMap::new(),
             kills: BTreeMap::new(),
             vanished: 0,
+            interrupted: 0,
             broken: Vec::new(),
             story: telling.then(Vec::new),
         };
