@@ -64,16 +64,16 @@ recovery: setup ## Measure how soon work goes on after RabbitMQ and Postgres hav
 	@$(DEV) recovery $(ARGS)
 
 order: setup ## Show that each user's requests keep their order, under kills (minutes; ARGS=--help)
-	cargo build --locked --workspace --bins
-	@$(DEV) order $(ARGS)
+	cargo build --release --locked --workspace --bins
+	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" order $(ARGS)
 
 storm: setup ## Show what a dependency in trouble costs the others (20 minutes; ARGS="--only dead" for one)
 	cargo build --release --locked --workspace --bins
 	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" storm $(ARGS)
 
 limits: setup ## Measure what limits and shares promise: one that learns, a user who floods (minutes)
-	cargo build --locked --workspace --bins
-	@$(DEV) limits $(ARGS)
+	cargo build --release --locked --workspace --bins
+	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" limits $(ARGS)
 
 drill: setup ## Prove under faults that nothing is lost and nothing done twice (minutes; ARGS=--help)
 	cargo build --release --locked --workspace --bins

@@ -7,12 +7,14 @@
 //! bucket    what a worker holds of a rate that all workers share; a machine without clock or I/O
 //! rate      the line of those who wait for a token, and whoever fetches tokens for them
 //! shares    so many at once for each user
+//! pace      how many got in lately; a machine without clock or I/O
 //! bounds    all of that for one kind or one dependency
 //! ```
 
 mod adaptive;
 mod bounds;
 mod bucket;
+mod pace;
 mod places;
 mod rate;
 mod shares;
@@ -22,6 +24,7 @@ use serde::Deserialize;
 pub(crate) use self::{
     bounds::{Bounds, Parked, Standing},
     bucket::{Draw, Grant},
+    pace::LATELY,
     places::{Limit, Place},
     rate::Rate,
     shares::{Share, Shares},
@@ -38,7 +41,7 @@ pub(crate) const USER: &str = "limit:user";
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
     /// It waits in line, without a slot, for as long as its kind's timeout; then, or where too many
-    /// wait already, it is parked.
+    /// wait already for a line that goes on slowly, it is parked.
     Wait,
     /// It is parked at once.
     Park,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use rustls::RootCertStore;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{
     CallSettings, Settings,
@@ -35,6 +35,10 @@ const LIMIT_WAIT: Duration = Duration::from_secs(1);
 /// A call that was given less than this part of the dependency's timeout and ran out of it says
 /// nothing about the dependency.
 const TELLING_PART: u32 = 10;
+
+/// A call that was given up ends where it was made only when its connection is closed, which happens
+/// behind our back. Its place is kept for so long, so that the next one is not one too many.
+const HANG_UP: Duration = Duration::from_millis(20);
 
 /// How a guarded piece of work ended: for the request, and for the breaker.
 #[derive(Debug)]
@@ -190,6 +194,7 @@ impl Dependency {
         let Judged { result, verdict } = match tokio::time::timeout(time, work(time)).await {
             Ok(judged) => judged,
             Err(_elapsed) => {
+                sleep(HANG_UP).await;
                 let whose =
                     if time == self.timeout { "its timeout" } else { "the request's time left" };
                 let time_text = humantime::format_duration(time);

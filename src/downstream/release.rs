@@ -1,9 +1,10 @@
 //! How fast requests that were parked on a dependency go on: a state machine without clock or I/O.
 //!
 //! A dependency that has come back gets what was parked a little at a time, and more with each
-//! moment that it holds: a rate that begins low and grows by a factor each second, with no ceiling
-//! of its own. What the dependency takes at once is its limit's matter, and whether it still holds
-//! the breaker's.
+//! moment that it holds: a rate that begins low and grows by a factor each second, up to a ceiling,
+//! so that whoever never needed the dependency does not notice. What came behind the parked ones
+//! meanwhile goes on besides, or they would never become fewer. What the dependency takes at once is
+//! its limit's matter, and whether it still holds the breaker's.
 
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct Settings {
     pub rate: f64,
     /// So many times as fast with each second.
     pub growth: f64,
+    /// No more a second than this, from each worker, beside as many as come meanwhile.
+    pub most: f64,
 }
 
 impl Settings {
@@ -36,6 +39,10 @@ impl Settings {
         if !(1.0..=100.0).contains(&self.growth) {
             let wrong = format!("is {}, must be between 1 and 100", self.growth);
             problems.push(("growth".to_owned(), wrong));
+        }
+        if !(0.1..=FASTEST).contains(&self.most) || self.most < self.rate {
+            let wrong = format!("is {}, must be between `rate` and {FASTEST} a second", self.most);
+            problems.push(("most".to_owned(), wrong));
         }
         problems
     }
@@ -71,6 +78,9 @@ impl Release {
     /// A request was parked.
     pub(crate) fn parked(&mut self) {
         self.waiting = true;
+        if self.rate >= self.settings.most {
+            self.saved += 1.0;
+        }
     }
 
     /// One that was let go was turned away. It would be again at once, and is parked again, so
@@ -89,7 +99,7 @@ impl Release {
     /// How many may go on now.
     pub(crate) fn allowed(&mut self, now: Instant) -> usize {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        let faster = (self.rate * self.settings.growth.powf(passed)).min(FASTEST);
+        let faster = (self.rate * self.settings.growth.powf(passed)).min(self.settings.most);
         // Two looks are so near each other that the mean of both rates is as good as the curve.
         self.saved += passed * (self.rate + faster) / 2.0;
         self.saved = self.saved.min(faster * BURST.as_secs_f64() + 1.0);
@@ -130,7 +140,7 @@ mod tests {
 
     fn release(rate: f64, growth: f64) -> (Release, Instant) {
         let now = Instant::now();
-        (Release::new(Settings { rate, growth }, now), now)
+        (Release::new(Settings { rate, growth, most: FASTEST }, now), now)
     }
 
     /// So many go on in each second of a recovery in which more than enough are parked.
@@ -166,6 +176,25 @@ mod tests {
     }
 
     #[test]
+    fn it_grows_to_the_most_and_what_comes_meanwhile_goes_on_besides() {
+        let now = Instant::now();
+        let mut release = Release::new(Settings { rate: 10.0, growth: 2.0, most: 100.0 }, now);
+        let gone = seconds(&mut release, now, 6);
+        assert!(gone[2] < 60 && gone[3] > 80, "{gone:?}");
+        assert!(gone[4..].iter().all(|gone| (99..=101).contains(gone)), "{gone:?}");
+        let mut now = now + ms(6_000);
+        let mut gone = 0;
+        for _ in 0..40 {
+            now += ms(25);
+            (0..5).for_each(|_| release.parked());
+            let allowed = release.allowed(now);
+            release.found(allowed, allowed, now);
+            gone += allowed;
+        }
+        assert!((299..=301).contains(&gone), "those 200, and 100 of the parked: {gone}");
+    }
+
+    #[test]
     fn the_next_recovery_begins_slowly_again() {
         let (mut release, mut now) = release(10.0, 2.0);
         seconds(&mut release, now, 8);
@@ -196,10 +225,11 @@ mod tests {
 
     #[test]
     fn settings_that_would_hold_back_for_ever_are_refused() {
-        let problems = |rate, growth| Settings { rate, growth }.problems().len();
-        assert_eq!(problems(10.0, 2.0), 0);
-        assert_eq!(problems(0.0, 0.5), 2);
-        assert_eq!(problems(f64::NAN, f64::INFINITY), 2);
+        let problems = |rate, growth, most| Settings { rate, growth, most }.problems().len();
+        assert_eq!(problems(10.0, 2.0, 10.0), 0);
+        assert_eq!(problems(0.0, 0.5, 1.0), 2);
+        assert_eq!(problems(f64::NAN, f64::INFINITY, 1.0), 2);
+        assert_eq!(problems(10.0, 2.0, 9.0) + problems(10.0, 2.0, f64::NAN), 2);
     }
 
     proptest! {

@@ -42,7 +42,7 @@ fn settings(url: &str) -> Settings {
         burst: None,
         when_full: WhenFull::Wait,
         max_parked: 100,
-        release: release::Settings { rate: 10.0, growth: 2.0 },
+        release: release::Settings { rate: 10.0, growth: 2.0, most: 500.0 },
         budget_header: "x-request-timeout-ms".into(),
         headers: BTreeMap::from([("authorization".into(), "Bearer hush".into())]),
         ca_file: None,

@@ -18,7 +18,7 @@ use crate::{
     downstream::Dependency,
     kind::{Kind, Work},
     ledger::{Hold, Keeper, Verdict},
-    limit::{Bounds, Parked, Place, Share, Shares, USER, WhenFull},
+    limit::{Bounds, LATELY, Parked, Place, Share, Shares, USER, WhenFull},
     outcome::{GiveBack, Outcome},
     pause::Reason,
     request::Request,
@@ -30,13 +30,13 @@ use crate::{
 const FOR_ONE: usize = 2;
 
 /// So large a part of the slots may be held by the requests of one dependency that are before their
-/// calls or in them, even if its limit is small: claims take their time, too.
+/// calls or in them, even if its limit is small, where calls are fast: claims take their time, too.
 const A_QUARTER: usize = 4;
 
 /// What is the same for all requests of a worker.
 pub(crate) struct Lobby {
     shares: Option<Shares>,
-    /// So many at least one dependency lets in, as long as their calls are not over.
+    /// So many at most one dependency lets in whose limit is small, as long as their calls are not over.
     door: usize,
     pub(super) on_shares: Parked,
     /// Requests that wait without a slot.
@@ -72,20 +72,32 @@ impl Lobby {
         self.room.notified().await;
     }
 
-    /// A place among those who wait without a slot.
-    fn aside(&self, full: &Full<'_>, user: &str) -> Option<SemaphorePermit<'_>> {
+    /// A place among those who wait without a slot. A line that goes on fast takes whoever comes, for
+    /// it costs less to wait than to be parked: what is prefetched bounds it.
+    fn aside(&self, full: &Full<'_>, user: &str) -> Option<Aside<'_>> {
         let fits = match full {
             Full::Share(shares) => {
                 let all = self.most_aside - self.aside.available_permits();
                 all < self.most_aside / FOR_ONE && shares.line(user) < shares.most()
             }
+            Full::Bounds(bounds) if bounds.when_full() == WhenFull::Park => false,
             Full::Bounds(bounds) => {
-                bounds.when_full() == WhenFull::Wait
-                    && bounds.waiting() < self.most_aside.div_ceil(FOR_ONE)
+                if bounds.is_brisk() {
+                    return Some(Aside { _place: None, most: Some(2 * LATELY) });
+                }
+                bounds.waiting() < self.most_aside.div_ceil(FOR_ONE)
             }
         };
-        if fits { self.aside.try_acquire().ok() } else { None }
+        let place = if fits { self.aside.try_acquire().ok() } else { None };
+        place.map(|place| Aside { _place: Some(place), most: None })
     }
+}
+
+/// The right to wait without a slot.
+struct Aside<'a> {
+    _place: Option<SemaphorePermit<'a>>,
+    /// For how long at most: a line that was fast may have come to a halt.
+    most: Option<Duration>,
 }
 
 /// What a request has passed. Those who are parked on it get their turn when it is dropped.
@@ -264,12 +276,14 @@ impl<K: Keeper> Handler<K> {
         let Some(slots) = slot.put_back() else {
             return Err(self.left_off(request, hold, attempt).await);
         };
+        let most = aside.as_ref().and_then(|aside| aside.most);
+        let patience = most.map_or(kind.timeout, |most| most.min(kind.timeout));
         let since = Instant::now();
         let line = async {
             let line = way.wait(user, has_room, lobby);
             let pass = match suspect {
                 true => line.await,
-                false => timeout(kind.timeout, line).await.ok()?,
+                false => timeout(patience, line).await.ok()?,
             };
             slot.take_again(slots).await;
             Some(pass)

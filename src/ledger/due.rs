@@ -198,8 +198,17 @@ update longshore.requests r
 returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text,
           r.crashes, r.received_at, r.place is not null, taken.parked_on";
 
+/// Who is locked is being finished, or taken over. It is left out, for to wait for it with others locked
+/// could be a deadlock; and there is another round before its lease is over.
 pub(super) const RENEW: &str = "\
+with ours as materialized (
+    select r.request_id, held.time
+      from unnest($1::text[], $2::bigint[], $3::float8[]) as held(id, fence, time)
+      join longshore.requests r
+        on r.request_id = held.id and r.fence = held.fence and r.state = 'running'
+       for update of r skip locked
+)
 update longshore.requests r
-   set due_at = now() + make_interval(secs => held.time)
-  from unnest($1::text[], $2::bigint[], $3::float8[]) as held(id, fence, time)
- where r.request_id = held.id and r.fence = held.fence and r.state = 'running'";
+   set due_at = now() + make_interval(secs => ours.time)
+  from ours
+ where r.request_id = ours.request_id";

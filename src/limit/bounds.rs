@@ -1,8 +1,13 @@
 //! The limits of one kind or one dependency, and what is known of those that are parked on them.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
 
-use super::{Limit, PARKED_ON, PerSecond, Place, Rate, WhenFull};
+use tokio::time::Instant;
+
+use super::{Limit, PARKED_ON, PerSecond, Place, Rate, WhenFull, pace::Pace};
 
 /// As good as none.
 const UNBOUNDED: usize = 1 << 30;
@@ -23,6 +28,7 @@ pub(crate) struct Bounds {
     active: AtomicBool,
     pub(crate) parked: Parked,
     waiting: AtomicUsize,
+    pace: Mutex<Pace>,
     /// Those in line that were parked.
     pulled: AtomicUsize,
     configured: (Option<usize>, Option<PerSecond>),
@@ -57,6 +63,7 @@ impl Bounds {
             active: AtomicBool::new(most.is_some() || per.is_some()),
             parked: Parked::default(),
             waiting: AtomicUsize::new(0),
+            pace: Mutex::new(Pace::new(Instant::now())),
             pulled: AtomicUsize::new(0),
             configured: (most, per),
         }
@@ -122,7 +129,21 @@ impl Bounds {
             false => self.places.try_take()?,
         };
         let paid = self.rate.per().is_none() || self.rate.take(patient).await;
+        if paid && self.is_active() {
+            self.pace.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now());
+        }
         paid.then_some(place)
+    }
+
+    /// Whether the line for it is so short, or goes on so fast, that who joins it now gets in within
+    /// [`LATELY`](super::LATELY).
+    pub(crate) fn is_brisk(&self) -> bool {
+        self.waiting() < self.lately()
+    }
+
+    /// How many got in within [`LATELY`](super::LATELY).
+    pub(crate) fn lately(&self) -> usize {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner).lately(Instant::now())
     }
 
     /// Somebody waits in line for it, who was parked or not.
@@ -249,6 +270,20 @@ mod tests {
         assert_eq!((bounds.room(), bounds.waiting()), (0, 2));
         drop((held, line));
         assert_eq!((bounds.room(), bounds.waiting()), (10, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_is_brisk_while_it_is_shorter_than_what_it_let_in_lately() {
+        let bounds = bounds(Some(1));
+        assert!(!bounds.is_brisk(), "nobody knows yet");
+        (0..3).for_each(|_| drop(bounds.enter(false).now_or_never().flatten().unwrap()));
+        let mut line: Vec<_> = (0..2).map(|_| bounds.in_line(false)).collect();
+        assert!(bounds.is_brisk());
+        line.push(bounds.in_line(false));
+        assert!(!bounds.is_brisk(), "three are in line, and three got in");
+        line.clear();
+        tokio::time::advance(2 * crate::limit::LATELY).await;
+        assert!(!bounds.is_brisk(), "it has come to a halt");
     }
 
     #[test]

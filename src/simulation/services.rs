@@ -37,7 +37,7 @@ pub(super) fn downstream(world: &World) -> Arc<Downstream> {
         burst: None,
         when_full: world.plan.limits.when_full,
         max_parked: world.plan.max_parked,
-        release: crate::downstream::release::Settings { rate: 5.0, growth: 2.0 },
+        release: crate::downstream::release::Settings { rate: 5.0, growth: 2.0, most: 50.0 },
         budget_header: String::new(),
         headers: BTreeMap::new(),
         ca_file: None,

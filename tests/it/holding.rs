@@ -75,6 +75,32 @@ async fn a_finish_that_waits_behind_slow_functions_is_no_dead_worker() {
 }
 
 #[tokio::test]
+async fn leases_are_renewed_beside_a_row_that_is_locked() {
+    let mut place = Place::new("locked").await;
+    place.patient_dependencies("4s");
+    place.set_value("LEDGER__LEASE_MARGIN", "2s");
+    place.stub.behave("geocoder", Behaviour::Hang);
+    let _worker = place.worker().await;
+    for id in ["a-1", "a-2"] {
+        place.publish(id, "user.address.verify", id, json!({"address": "1 Main Street"})).await;
+    }
+    place.stub.until_arrivals("geocoder", 2).await;
+    // As a batch that is about to finish it has it locked. Who waited for that, with other rows locked
+    // in an order of its own, could wait for somebody who waits for it.
+    let lock = "begin; select from longshore.requests where request_id = 'a-1' for update";
+    place.database.execute(lock).await;
+    let renewed = "select coalesce(max((extract(epoch from due_at) * 1000)::bigint), 0)
+                     from longshore.requests
+                    where request_id = 'a-2' and state = 'running' and attempt = 1";
+    let before = place.database.number(renewed).await;
+    until("its lease is renewed", async || {
+        (place.database.number(renewed).await > before).then_some(())
+    })
+    .await;
+    place.database.execute("rollback").await;
+}
+
+#[tokio::test]
 async fn a_ledger_that_cannot_be_written_pauses_and_condemns_nobody() {
     let place = Place::new("unwritable").await;
     let worker = place.worker().await;

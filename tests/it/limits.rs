@@ -104,6 +104,26 @@ async fn who_finds_a_kind_full_is_parked_uncharged_and_done_as_soon_as_there_is_
 }
 
 #[tokio::test]
+async fn a_line_that_goes_on_fast_takes_whoever_comes() {
+    let quick = "[kinds.\"quick\"]\napply = \"app.update_profile\"\nmax_in_flight = 4";
+    let place = place("limit_brisk", quick).await;
+    let few = [("LONGSHORE__WORKER__CONCURRENCY", "8"), ("LONGSHORE__QUEUE__PREFETCH", "64")];
+    let ids: Vec<String> = (0..600).map(|n| format!("q-{n}")).collect();
+    let worker = place.worker_with(&few).await;
+    for ids in ids.chunks(200) {
+        join_all(ids.iter().map(|id| place.publish(id, "quick", id, json!({"name": "Ada"})))).await;
+    }
+    until_all_done(&place, &ids).await;
+    // Fourteen may wait for one limit in a line that goes on slowly; those who come before it is known how
+    // fast it goes on are parked.
+    let parked = worker
+        .metric(r#"longshore_limited_total{limit="limit:kind:quick",how="parked"}"#)
+        .await
+        .unwrap_or_default();
+    assert!(parked < 300.0, "{parked} of 600 were parked");
+}
+
+#[tokio::test]
 async fn a_rate_is_shared_by_all_workers() {
     for when_full in ["wait", "park"] {
         let mut place = Place::new("limit_rate").await;

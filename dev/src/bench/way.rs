@@ -113,11 +113,12 @@ impl Way {
         Some(Load { refused, ..Load::of(kind) })
     }
 
-    /// How many requests are measured where others take one: the fastest would be done before a
-    /// clock has started.
+    /// How many requests are measured where others take one, so that all are measured for about as
+    /// long: the fastest would be done before connections and plans are warm.
     pub(super) fn weight(self) -> usize {
         match self {
-            Self::Raw | Self::UpdateBatch => 3,
+            Self::Raw | Self::UpdateBatch => 6,
+            Self::Update | Self::UpdateLines | Self::Refused1 => 3,
             _ => 1,
         }
     }

@@ -5,16 +5,26 @@ use std::time::Duration;
 use super::{Dependency, LIMIT_WAIT};
 use crate::{limit::Bounds, outcome::StepError, telemetry::metrics};
 
+/// Ready are at least this part of those that may be under way, and otherwise this part of those that
+/// were let in within the last second: a claim takes much less than a quarter of one.
+const FEW: usize = 4;
+const READY: usize = 4;
+
 impl Dependency {
     /// Its limits, as those see them who have not begun yet.
     pub(crate) fn bounds(&self) -> &Bounds {
         &self.bounds
     }
 
-    /// The same, to be passed: twice as many as may be under way at once are let in, or so many if
-    /// that is more, so that calls are ready when others end, and no more slots are held by them.
-    pub(crate) fn door(&self, least: usize) -> &Bounds {
-        self.bounds.set_most(Some(least.max(2 * self.limit.wanted())));
+    /// The same, to be passed: as many as may be under way at once are let in, and some more, so that
+    /// calls are ready when others end. How many more goes with how fast they go on: where each takes
+    /// its time, whoever is let in early only holds a slot, and is parked when it has waited too long.
+    pub(crate) fn door(&self, widest: usize) -> &Bounds {
+        let limit = self.limit.wanted();
+        let few = limit.div_ceil(FEW);
+        let many = widest.saturating_sub(limit).max(limit);
+        let ready = (self.bounds.lately() / READY).clamp(few, many);
+        self.bounds.set_most(Some(limit + ready));
         &self.bounds
     }
 

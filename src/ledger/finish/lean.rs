@@ -241,11 +241,14 @@ impl FinishBatch {
     }
 }
 
-/// The rows behind the parameters, `$1` being the worker.
+/// The rows behind the parameters, `$1` being the worker. In a list of columns the arrays are taken
+/// apart side by side; in `from` each would first be put into a store of its own.
 const INPUT: &str = "\
-unnest($2::text[], $3::text[], $4::text[], $5::jsonb[], $6::bigint[], $7::bytea[], $8::timestamptz[],
-       $9::timestamptz[], $10::timestamptz[]) with ordinality
-    as i(id, kind, user_id, seen, fence, digest, deadline, published_at, received_at, ord)";
+(select generate_subscripts($2::text[], 1) as ord, unnest($2::text[]) as id,
+        unnest($3::text[]) as kind, unnest($4::text[]) as user_id, unnest($5::jsonb[]) as seen,
+        unnest($6::bigint[]) as fence, unnest($7::bytea[]) as digest,
+        unnest($8::timestamptz[]) as deadline, unnest($9::timestamptz[]) as published_at,
+        unnest($10::timestamptz[]) as received_at) as i";
 
 /// Whether a row is not there yet. Written so that Postgres looks each up in the index: a plan made
 /// while the ledger is small would join, and read all of it when it no longer is.

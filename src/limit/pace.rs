@@ -1,0 +1,76 @@
+//! How many got in lately, as a machine without a clock.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The time that counts as lately.
+pub(crate) const LATELY: Duration = Duration::from_secs(1);
+
+/// Counts who gets in.
+#[derive(Debug)]
+pub(super) struct Pace {
+    since: Instant,
+    /// From then on, and in the same time before.
+    now: usize,
+    before: usize,
+}
+
+impl Pace {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, now: 0, before: 0 }
+    }
+
+    /// One more got in.
+    pub(super) fn count(&mut self, now: Instant) {
+        self.roll(now);
+        self.now += 1;
+    }
+
+    /// How many got in within [`LATELY`], at least: a whole one of the past, or the one that is under way.
+    pub(super) fn lately(&mut self, now: Instant) -> usize {
+        self.roll(now);
+        self.now.max(self.before)
+    }
+
+    fn roll(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.since);
+        if passed < LATELY {
+            return;
+        }
+        self.before = if passed < 2 * LATELY { self.now } else { 0 };
+        self.now = 0;
+        self.since = if passed < 2 * LATELY { self.since + LATELY } else { now };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_long_ago_does_not_count() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        let mut now = begin;
+        for _ in 0..299 {
+            now += Duration::from_millis(10);
+            pace.count(now);
+        }
+        assert_eq!(pace.lately(now), 100, "one in 10 ms");
+        now += LATELY;
+        assert_eq!(pace.lately(now), 100, "the last whole one");
+        now += LATELY;
+        assert_eq!(pace.lately(now), 0);
+        pace.count(now);
+        assert_eq!(pace.lately(now + 3 * LATELY), 0);
+    }
+
+    #[test]
+    fn a_burst_counts_while_it_is_under_way() {
+        let now = Instant::now();
+        let mut pace = Pace::new(now);
+        (0..40).for_each(|_| pace.count(now));
+        assert_eq!(pace.lately(now), 40);
+    }
+}
