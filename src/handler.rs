@@ -112,6 +112,7 @@ impl<K: Keeper> Handler<K> {
             }
         };
         attempt.is_of(&request);
+        self.lobby.comes();
         fail::at("after_receive", [&*request.id]);
         if request.unknown_fields > 0 && self.kinds.get(&request.kind).is_some() {
             metrics::unknown_fields(&request.kind);

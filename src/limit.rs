@@ -7,7 +7,7 @@
 //! bucket    what a worker holds of a rate that all workers share; a machine without clock or I/O
 //! rate      the line of those who wait for a token, and whoever fetches tokens for them
 //! shares    so many at once for each user
-//! pace      how many got in lately; a machine without clock or I/O
+//! pace      how many came lately; a machine without clock or I/O
 //! bounds    all of that for one kind or one dependency
 //! ```
 
@@ -24,7 +24,7 @@ use serde::Deserialize;
 pub(crate) use self::{
     bounds::{Bounds, Parked, Standing},
     bucket::{Draw, Grant},
-    pace::LATELY,
+    pace::{Crowd, LATELY},
     places::{Limit, Place},
     rate::Rate,
     shares::{Share, Shares},

@@ -72,6 +72,8 @@ pub struct Dependency {
     limit: Limit,
     /// The door before the calls: room for those under way, and for those that come next.
     bounds: Bounds,
+    /// How wide that door may be where calls are fast and the limit is small.
+    widest: AtomicUsize,
     breaker: Mutex<Breaker>,
     release: Mutex<Release>,
     /// Requests that were let go and have not called yet.
@@ -107,6 +109,7 @@ impl Dependency {
                 PerSecond::of(settings.rate, settings.burst),
                 settings.when_full,
             ),
+            widest: AtomicUsize::new(0),
             breaker: Mutex::new(breaker),
             release: Mutex::new(Release::new(settings.release.clone(), Instant::now())),
             coming: Arc::default(),
@@ -189,23 +192,25 @@ impl Dependency {
             ));
         }
         let asked = Instant::now();
-        let leave = self.admit(last, pays, budget).await?;
+        let mut leave = self.admit(last, pays, budget).await?;
         let time = budget.saturating_sub(asked.elapsed()).min(self.timeout);
-        let Judged { result, verdict } = match tokio::time::timeout(time, work(time)).await {
-            Ok(judged) => judged,
-            Err(_elapsed) => {
-                sleep(HANG_UP).await;
-                let whose =
-                    if time == self.timeout { "its timeout" } else { "the request's time left" };
-                let time_text = humantime::format_duration(time);
-                let error = format!("{what} did not end within {time_text} ({whose})");
-                let telling = time >= self.timeout / TELLING_PART;
-                let verdict =
-                    if telling { Verdict::Failure { retry_after: None } } else { Verdict::Ignored };
-                Judged { result: Err(classify::transient(error, None)), verdict }
-            }
-        };
+        let judged = tokio::time::timeout(time, work(time)).await;
+        let hangs = judged.is_err();
+        let Judged { result, verdict } = judged.unwrap_or_else(|_elapsed| {
+            let whose =
+                if time == self.timeout { "its timeout" } else { "the request's time left" };
+            let time_text = humantime::format_duration(time);
+            let error = format!("{what} did not end within {time_text} ({whose})");
+            let telling = time >= self.timeout / TELLING_PART;
+            let verdict =
+                if telling { Verdict::Failure { retry_after: None } } else { Verdict::Ignored };
+            Judged { result: Err(classify::transient(error, None)), verdict }
+        });
         leave.report(verdict, result.as_ref().err());
+        self.adjust_door();
+        if hangs {
+            sleep(HANG_UP).await;
+        }
         result
     }
 
@@ -287,7 +292,7 @@ struct Leave<'a> {
 }
 
 impl Leave<'_> {
-    fn report(mut self, verdict: Verdict, error: Option<&StepError>) {
+    fn report(&mut self, verdict: Verdict, error: Option<&StepError>) {
         let result = match error {
             None => "ok",
             Some(StepError::Refused(_)) => "refused",

@@ -18,7 +18,7 @@ use crate::{
     downstream::Dependency,
     kind::{Kind, Work},
     ledger::{Hold, Keeper, Verdict},
-    limit::{Bounds, LATELY, Parked, Place, Share, Shares, USER, WhenFull},
+    limit::{Bounds, Crowd, LATELY, Parked, Place, Share, Shares, USER, WhenFull},
     outcome::{GiveBack, Outcome},
     pause::Reason,
     request::Request,
@@ -39,6 +39,8 @@ pub(crate) struct Lobby {
     /// So many at most one dependency lets in whose limit is small, as long as their calls are not over.
     door: usize,
     pub(super) on_shares: Parked,
+    /// All requests that come from the queue, limited or not.
+    crowd: Crowd,
     /// Requests that wait without a slot.
     aside: Semaphore,
     most_aside: usize,
@@ -56,6 +58,7 @@ impl Lobby {
             shares: share.map(Shares::new),
             door: slots / A_QUARTER,
             on_shares: Parked::default(),
+            crowd: Crowd::new(),
             aside: Semaphore::new(aside),
             most_aside: aside,
             room: Notify::new(),
@@ -72,9 +75,15 @@ impl Lobby {
         self.room.notified().await;
     }
 
-    /// A place among those who wait without a slot. A line that goes on fast takes whoever comes, for
-    /// it costs less to wait than to be parked: what is prefetched bounds it.
-    fn aside(&self, full: &Full<'_>, user: &str) -> Option<Aside<'_>> {
+    /// A request comes from the queue.
+    pub(super) fn comes(&self) {
+        self.crowd.comes();
+    }
+
+    /// A place among those who wait without a slot. Where nearly all that comes waits for the same and its
+    /// line goes on fast, whoever comes from the queue may join it, for to wait costs less than to be
+    /// parked: what is prefetched bounds it.
+    fn aside(&self, full: &Full<'_>, user: &str, hold: Hold) -> Option<Aside<'_>> {
         let fits = match full {
             Full::Share(shares) => {
                 let all = self.most_aside - self.aside.available_permits();
@@ -82,7 +91,8 @@ impl Lobby {
             }
             Full::Bounds(bounds) if bounds.when_full() == WhenFull::Park => false,
             Full::Bounds(bounds) => {
-                if bounds.is_brisk() {
+                let fresh = matches!(hold, Hold::Fresh(_));
+                if fresh && bounds.is_brisk(self.crowd.lately()) {
                     return Some(Aside { _place: None, most: Some(2 * LATELY) });
                 }
                 bounds.waiting() < self.most_aside.div_ceil(FOR_ONE)
@@ -243,6 +253,9 @@ impl<K: Keeper> Handler<K> {
         if way.is_free() {
             return Ok(None);
         }
+        if matches!(hold, Hold::Fresh(_)) {
+            way.bounds.iter().flatten().for_each(|bounds| bounds.comes());
+        }
         let changes = self.pauses.changes();
         let entered = tokio::select! {
             biased;
@@ -263,7 +276,7 @@ impl<K: Keeper> Handler<K> {
         let (has_room, suspect) = (attempt.has_room, attempt.crashes > 0);
         let behind = if attempt.is_let_go() { None } else { way.behind(&full) };
         let stays = has_room || suspect;
-        let aside = if stays || behind.is_some() { None } else { lobby.aside(&full, user) };
+        let aside = if stays || behind.is_some() { None } else { lobby.aside(&full, user, hold) };
         if aside.is_none() && !stays {
             metrics::limited(full.on(), "parked");
             // Others need it more while this is written.

@@ -199,7 +199,7 @@ returning r.request_id, r.kind, r.fence, r.attempt, r.body, r.properties::text,
           r.crashes, r.received_at, r.place is not null, taken.parked_on";
 
 /// Who is locked is being finished, or taken over. It is left out, for to wait for it with others locked
-/// could be a deadlock; and there is another round before its lease is over.
+/// could be a deadlock; should its finish fail, the next round renews it.
 pub(super) const RENEW: &str = "\
 with ours as materialized (
     select r.request_id, held.time

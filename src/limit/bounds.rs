@@ -14,6 +14,8 @@ const UNBOUNDED: usize = 1 << 30;
 /// Of those that are parked, so many at most stand in line at a time, so that a place that becomes
 /// free is taken at once and by the oldest.
 const LONGEST_LINE: usize = 64;
+/// All but one of so many are nearly all.
+const NEARLY: usize = 10;
 /// Brought up at a time where there is no limit any more.
 const NO_LIMIT: usize = 256;
 
@@ -28,7 +30,9 @@ pub(crate) struct Bounds {
     active: AtomicBool,
     pub(crate) parked: Parked,
     waiting: AtomicUsize,
+    /// Who got in lately, and who wanted to.
     pace: Mutex<Pace>,
+    wanted: Mutex<Pace>,
     /// Those in line that were parked.
     pulled: AtomicUsize,
     configured: (Option<usize>, Option<PerSecond>),
@@ -64,6 +68,7 @@ impl Bounds {
             parked: Parked::default(),
             waiting: AtomicUsize::new(0),
             pace: Mutex::new(Pace::new(Instant::now())),
+            wanted: Mutex::new(Pace::new(Instant::now())),
             pulled: AtomicUsize::new(0),
             configured: (most, per),
         }
@@ -130,20 +135,26 @@ impl Bounds {
         };
         let paid = self.rate.per().is_none() || self.rate.take(patient).await;
         if paid && self.is_active() {
-            self.pace.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now());
+            count(&self.pace);
         }
         paid.then_some(place)
     }
 
+    /// A request that nobody has begun comes to it.
+    pub(crate) fn comes(&self) {
+        count(&self.wanted);
+    }
+
     /// Whether the line for it is so short, or goes on so fast, that who joins it now gets in within
-    /// [`LATELY`](super::LATELY).
-    pub(crate) fn is_brisk(&self) -> bool {
-        self.waiting() < self.lately()
+    /// [`LATELY`](super::LATELY); and whether, of all requests that came lately, nearly all came to it, so
+    /// that the line holds up next to nobody else.
+    pub(crate) fn is_brisk(&self, all: usize) -> bool {
+        self.waiting() < self.lately() && all - all / NEARLY <= lately(&self.wanted)
     }
 
     /// How many got in within [`LATELY`](super::LATELY).
     pub(crate) fn lately(&self) -> usize {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner).lately(Instant::now())
+        lately(&self.pace)
     }
 
     /// Somebody waits in line for it, who was parked or not.
@@ -170,7 +181,10 @@ impl Bounds {
             (Some(room), None) | (None, Some(room)) => room,
             (None, None) => NO_LIMIT,
         };
-        room.saturating_sub(self.pulled.load(Relaxed))
+        // In a long line of those who have just come, the parked ones would be few.
+        let pulled = self.pulled.load(Relaxed);
+        let beside = self.waiting().saturating_sub(pulled).min(NO_LIMIT) / 2;
+        room.max(beside).saturating_sub(pulled)
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -181,6 +195,14 @@ impl Bounds {
             waiting: self.waiting(),
         }
     }
+}
+
+fn count(pace: &Mutex<Pace>) {
+    pace.lock().unwrap_or_else(PoisonError::into_inner).count(1, Instant::now());
+}
+
+fn lately(pace: &Mutex<Pace>) -> usize {
+    pace.lock().unwrap_or_else(PoisonError::into_inner).lately(Instant::now())
 }
 
 impl Drop for InLine<'_> {
@@ -275,15 +297,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_line_is_brisk_while_it_is_shorter_than_what_it_let_in_lately() {
         let bounds = bounds(Some(1));
-        assert!(!bounds.is_brisk(), "nobody knows yet");
+        assert!(!bounds.is_brisk(0), "nobody knows yet");
         (0..3).for_each(|_| drop(bounds.enter(false).now_or_never().flatten().unwrap()));
+        (0..38).for_each(|_| bounds.comes());
         let mut line: Vec<_> = (0..2).map(|_| bounds.in_line(false)).collect();
-        assert!(bounds.is_brisk());
+        assert!(bounds.is_brisk(42) && !bounds.is_brisk(43), "of 43 five are others");
         line.push(bounds.in_line(false));
-        assert!(!bounds.is_brisk(), "three are in line, and three got in");
+        assert!(!bounds.is_brisk(38), "three are in line, and three got in");
         line.clear();
         tokio::time::advance(2 * crate::limit::LATELY).await;
-        assert!(!bounds.is_brisk(), "it has come to a halt");
+        assert!(!bounds.is_brisk(0), "it has come to a halt");
     }
 
     #[test]

@@ -1,13 +1,19 @@
-//! How many got in lately, as a machine without a clock.
+//! How many came lately, as a machine without a clock.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
 /// The time that counts as lately.
 pub(crate) const LATELY: Duration = Duration::from_secs(1);
 
-/// Counts who gets in.
+/// Counts who comes.
 #[derive(Debug)]
 pub(super) struct Pace {
     since: Instant,
@@ -21,13 +27,13 @@ impl Pace {
         Self { since: now, now: 0, before: 0 }
     }
 
-    /// One more got in.
-    pub(super) fn count(&mut self, now: Instant) {
+    /// So many more came.
+    pub(super) fn count(&mut self, more: usize, now: Instant) {
         self.roll(now);
-        self.now += 1;
+        self.now += more;
     }
 
-    /// How many got in within [`LATELY`], at least: a whole one of the past, or the one that is under way.
+    /// How many came within [`LATELY`], at least: a whole one of the past, or the one that is under way.
     pub(super) fn lately(&mut self, now: Instant) -> usize {
         self.roll(now);
         self.now.max(self.before)
@@ -44,6 +50,33 @@ impl Pace {
     }
 }
 
+/// Everybody who comes, counted where nobody may pay for it: the clock is only looked at when somebody
+/// asks.
+#[derive(Debug)]
+pub(crate) struct Crowd {
+    since: AtomicUsize,
+    pace: Mutex<Pace>,
+}
+
+impl Crowd {
+    pub(crate) fn new() -> Self {
+        Self { since: AtomicUsize::new(0), pace: Mutex::new(Pace::new(Instant::now())) }
+    }
+
+    /// One more came.
+    pub(crate) fn comes(&self) {
+        self.since.fetch_add(1, Relaxed);
+    }
+
+    /// How many came within [`LATELY`]; more where nobody has asked for longer.
+    pub(crate) fn lately(&self) -> usize {
+        let (now, more) = (Instant::now(), self.since.swap(0, Relaxed));
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.count(more, now);
+        pace.lately(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,14 +88,14 @@ mod tests {
         let mut now = begin;
         for _ in 0..299 {
             now += Duration::from_millis(10);
-            pace.count(now);
+            pace.count(1, now);
         }
         assert_eq!(pace.lately(now), 100, "one in 10 ms");
         now += LATELY;
         assert_eq!(pace.lately(now), 100, "the last whole one");
         now += LATELY;
         assert_eq!(pace.lately(now), 0);
-        pace.count(now);
+        pace.count(1, now);
         assert_eq!(pace.lately(now + 3 * LATELY), 0);
     }
 
@@ -70,7 +103,7 @@ mod tests {
     fn a_burst_counts_while_it_is_under_way() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        (0..40).for_each(|_| pace.count(now));
+        (0..40).for_each(|_| pace.count(1, now));
         assert_eq!(pace.lately(now), 40);
     }
 }

@@ -21,7 +21,8 @@ fn written(line: &Value) -> f64 {
 #[tokio::test]
 async fn a_stop_under_load_finishes_what_is_begun_and_gives_the_rest_back() {
     let place = Place::new("stop_load").await;
-    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 50 });
+    // So long that the slots are full of calls, and what is prefetched waits.
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 300 });
     let mut first = place.worker().await;
     let mut load = Load::default();
     place.publish_load(&mut load, 4_000, 2).await;
@@ -59,6 +60,7 @@ async fn a_stop_under_load_finishes_what_is_begun_and_gives_the_rest_back() {
     })
     .await;
 
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 50 });
     let mut second = place.worker().await;
     place.until_accounted(&load).await;
     for id in &load.calls {

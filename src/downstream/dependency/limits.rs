@@ -1,6 +1,6 @@
 //! The limits of a dependency before its calls: a door for those that come next, and a rate.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{Dependency, LIMIT_WAIT};
 use crate::{limit::Bounds, outcome::StepError, telemetry::metrics};
@@ -20,12 +20,18 @@ impl Dependency {
     /// calls are ready when others end. How many more goes with how fast they go on: where each takes
     /// its time, whoever is let in early only holds a slot, and is parked when it has waited too long.
     pub(crate) fn door(&self, widest: usize) -> &Bounds {
-        let limit = self.limit.wanted();
+        self.widest.store(widest, Relaxed);
+        self.adjust_door();
+        &self.bounds
+    }
+
+    /// To be told when calls end or the limit is changed: those in line do not wait for somebody to come.
+    pub(super) fn adjust_door(&self) {
+        let (limit, widest) = (self.limit.wanted(), self.widest.load(Relaxed));
         let few = limit.div_ceil(FEW);
         let many = widest.saturating_sub(limit).max(limit);
         let ready = (self.bounds.lately() / READY).clamp(few, many);
         self.bounds.set_most(Some(limit + ready));
-        &self.bounds
     }
 
     /// A token, where it has a rate; false where there was none for so long.

@@ -38,6 +38,7 @@ impl Dependency {
         tell::transition(&self.name, transition);
         if self.limit.most() != limit {
             self.limit.set(limit);
+            self.adjust_door();
             changed.push(("limit", limit.to_string()));
         }
         if self.bounds.steer(self.bounds.most(), rate).1 {
