@@ -79,6 +79,26 @@ async fn running_out_of_the_request_s_own_time_counts_only_if_it_was_long_enough
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_runs_out_of_time_is_counted_at_once_and_keeps_its_place_for_a_moment() {
+    let downstream = subject(|settings| settings.max_in_flight = 1);
+    let dependency = downstream.get("geocoder").unwrap();
+    for _ in 0..3 {
+        assert_eq!((dependency.state(), dependency.standing().in_flight), ("closed", 0));
+        // Who called has no more time either, and waits no longer.
+        let hang = dependency.guard(3 * SECOND, future::pending::<Judged<u8>>());
+        assert!(tokio::time::timeout(3 * SECOND, hang).await.is_err());
+    }
+    assert_eq!(dependency.state(), "open", "three have failed");
+    let downstream = subject(|settings| settings.max_in_flight = 1);
+    let dependency = downstream.get("geocoder").unwrap();
+    let mut hang = Box::pin(dependency.guard(3 * SECOND, future::pending::<Judged<u8>>()));
+    assert!(tokio::time::timeout(3 * SECOND, &mut hang).await.is_err());
+    assert_eq!(dependency.standing().in_flight, 1, "its connection is being closed");
+    transient(hang.await.unwrap_err());
+    assert_eq!(dependency.standing().in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_time_left_nothing_is_begun() {
     let downstream = subject(|_| {});
     let error =
