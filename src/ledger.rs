@@ -47,7 +47,7 @@ pub use steering::Steered;
 #[cfg(test)]
 pub(crate) use {
     error::BatchError,
-    finish::file,
+    finish::Finishes,
     lanes::{Batch, Bounds, Lanes},
     outage::Outage,
 };
@@ -82,7 +82,7 @@ pub struct Ledger {
     outage: outage::Outage,
     statements: Statements,
     claims: lanes::Lanes<claim::ClaimBatch>,
-    finishes: lanes::Lanes<finish::FinishBatch>,
+    finishes: finish::Finishes<finish::FinishBatch>,
 }
 
 struct Statements {
@@ -143,7 +143,7 @@ impl Ledger {
         };
         Ok(Arc::new(Self {
             claims: lanes::Lanes::start(Arc::new(claim), settings.lanes, bounds),
-            finishes: lanes::Lanes::start(Arc::new(finish), settings.lanes, bounds),
+            finishes: finish::Finishes::start(&Arc::new(finish), settings.lanes, bounds),
             pool,
             server,
             worker: worker.to_owned(),
@@ -180,7 +180,7 @@ impl Ledger {
     /// [`LedgerError::Away`]: whether it was written is unknown; asked again with the same fence,
     /// it is written at most once.
     pub async fn finish(&self, finish: Finish) -> Result<Finished, LedgerError> {
-        self.outage.noticed(finish::file(&self.finishes, finish).await)
+        self.outage.noticed(self.finishes.file(finish).await)
     }
 
     /// Which database this is, for people; without the password.

@@ -55,13 +55,14 @@ pub struct Options {
 }
 
 impl Options {
-    fn mix(&self) -> Mix {
-        Mix { rate: f64::from(self.rate), calm: self.calm as f64, trouble: self.trouble as f64 }
+    fn mix(&self, trouble: Trouble) -> Mix {
+        let seconds = Duration::from_secs(self.calm + self.trouble) + trouble.gathers();
+        Mix { rate: f64::from(self.rate), seconds: seconds.as_secs_f64() }
     }
 
     /// How long a phase may take, with the time in which the last are done.
     fn patience(&self) -> Duration {
-        Duration::from_secs(self.calm + self.trouble + 300)
+        Duration::from_secs(self.calm + self.trouble + 340)
     }
 }
 
@@ -96,8 +97,8 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
 
 async fn phase(field: &mut Field, options: &Options, trouble: Trouble) -> anyhow::Result<Account> {
     field.fresh().await?;
-    trouble::prepare(field, trouble, options.crowd).await?;
-    let mix = options.mix();
+    field.behave(&trouble::WELL).await?;
+    let mix = options.mix(trouble);
     let publisher = field.publisher().await?;
     let publishing = load::publish(&publisher, mix);
     let troubling = trouble::make(field, trouble, options);

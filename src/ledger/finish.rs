@@ -11,6 +11,7 @@ mod wary;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,7 +26,7 @@ use self::{
 };
 use super::{
     error::{BatchError, LedgerError, describe, own},
-    lanes::{Batch, Lanes},
+    lanes::{Batch, Bounds, Lanes},
     session,
     sql::Function,
 };
@@ -51,22 +52,43 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// what a call has already answered deserves a try.
 const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
 
-/// Has a finish done in its lane.
-pub(crate) async fn file<B>(lanes: &Lanes<B>, finish: Finish) -> Result<Finished, LedgerError>
+/// The lanes of finishes. What is usual (no row yet, and done) has lanes of its own: with anything
+/// else among it a batch is a transaction of several statements, and the usual would be late whenever
+/// a dependency gives the others much to write.
+pub(crate) struct Finishes<B: Batch> {
+    usual: Lanes<B>,
+    others: Lanes<B>,
+}
+
+impl<B> Finishes<B>
 where
     B: Batch<Job = Finish, Answer = Result<Finished, StepError>>,
 {
-    let key = finish.request.user_id.clone();
-    let again = match finish.hold {
-        Hold::Claimed(fence) => Some(Finish { hold: Hold::Fresh(fence), ..finish.clone() }),
-        Hold::Fresh(_) => None,
-    };
-    let mut finished = lanes.submit(&key, finish).await;
-    // A failover that lost the claim: what we hold may be the only copy, so it is filed anew.
-    if let (Ok(Ok(Finished::Gone)), Some(again)) = (&finished, again) {
-        finished = lanes.submit(&key, again).await;
+    /// Starts `count` lanes of either sort.
+    pub(crate) fn start(batch: &Arc<B>, count: usize, bounds: Bounds) -> Self {
+        let lanes = || Lanes::start(Arc::clone(batch), count, bounds);
+        Self { usual: lanes(), others: lanes() }
     }
-    finished.and_then(|applied| applied.map_err(LedgerError::Step))
+
+    /// Has a finish done in its lane.
+    pub(crate) async fn file(&self, finish: Finish) -> Result<Finished, LedgerError> {
+        let again = match finish.hold {
+            Hold::Claimed(fence) => Some(Finish { hold: Hold::Fresh(fence), ..finish.clone() }),
+            Hold::Fresh(_) => None,
+        };
+        let mut finished = self.submit(finish).await;
+        // A failover that lost the claim: what we hold may be the only copy, so it is filed anew.
+        if let (Ok(Ok(Finished::Gone)), Some(again)) = (&finished, again) {
+            finished = self.submit(again).await;
+        }
+        finished.and_then(|applied| applied.map_err(LedgerError::Step))
+    }
+
+    async fn submit(&self, finish: Finish) -> Result<B::Answer, LedgerError> {
+        let key = finish.request.user_id.clone();
+        let lanes = if lean::is_fresh(&finish) { &self.usual } else { &self.others };
+        lanes.submit(&key, finish).await
+    }
 }
 
 impl FinishBatch {

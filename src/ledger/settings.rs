@@ -17,7 +17,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// The schema that the tables live in.
     pub schema: String,
-    /// Batchers, each committing on one connection at a time.
+    /// Batchers of each sort (claims, usual finishes, other finishes), each committing on one
+    /// connection at a time.
     pub lanes: usize,
     /// The most requests that share a transaction.
     pub batch_rows: usize,
@@ -114,8 +115,9 @@ impl Settings {
                 format!("is more than pool.max_size = {}, lower it", self.pool.max_size),
             );
         }
-        // Each lane and claim lane may hold one, and due work, probes and upkeep share one more.
-        let needed = 2 * self.lanes + 1;
+        // Each lane of claims, of usual finishes and of others may hold one, and due work, probes and
+        // upkeep share one more.
+        let needed = 3 * self.lanes + 1;
         if self.pool.max_size < needed {
             say(
                 "pool.max_size",

@@ -4,7 +4,7 @@ mod batches;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use self::batches::{Claims, Finishes, ids};
+use self::batches::{Claims, Finishing, ids};
 use super::{
     plan::Nature,
     process::Process,
@@ -13,7 +13,8 @@ use super::{
 use crate::{
     ledger::{
         Ask, Batch, BatchError, Bounds, Claim, Claimed, Counts, Due, Entered, Entry, Fence, Finish,
-        Finished, Hold, Keeper, Lanes, Lease, LedgerError, OfUsers, Outage, Verdict, Whose, file,
+        Finished, Finishes, Hold, Keeper, Lanes, Lease, LedgerError, OfUsers, Outage, Verdict,
+        Whose,
     },
     limit::{Draw, Grant},
     outcome::{ErrorCode, Failure, StepError},
@@ -29,17 +30,17 @@ pub(super) struct Memory {
     process: Arc<Process>,
     outage: Outage,
     claims: Lanes<Claims>,
-    finishes: Lanes<Finishes>,
+    finishes: Finishes<Finishing>,
 }
 
 impl Memory {
     pub(super) fn open(world: &Arc<World>, process: &Arc<Process>, pauses: Pauses) -> Arc<Self> {
         let bounds = Bounds { rows: world.plan.batch_rows, bytes: 100_000 };
         let claims = Claims(Arc::clone(world), Arc::clone(process));
-        let finishes = Finishes(Arc::clone(world), Arc::clone(process));
+        let finishes = Finishing(Arc::clone(world), Arc::clone(process));
         let memory = Arc::new(Self {
             claims: Lanes::start(Arc::new(claims), world.plan.lanes, bounds),
-            finishes: Lanes::start(Arc::new(finishes), world.plan.lanes, bounds),
+            finishes: Finishes::start(&Arc::new(finishes), world.plan.lanes, bounds),
             outage: Outage::new(pauses, "the model".to_owned()),
             world: Arc::clone(world),
             process: Arc::clone(process),
@@ -99,7 +100,7 @@ impl Keeper for Memory {
     async fn finish(&self, finish: Finish) -> Result<Finished, LedgerError> {
         let (Hold::Fresh(fence) | Hold::Claimed(fence)) = finish.hold;
         self.process.begins(fence, &self.world);
-        self.outage.noticed(file(&self.finishes, finish).await)
+        self.outage.noticed(self.finishes.file(finish).await)
     }
 
     async fn due(&self, ask: &Ask) -> Result<Vec<Due>, LedgerError> {

@@ -121,10 +121,10 @@ fn others(account: &mut Account, done: &[Done], sent: &Sent, moments: Moments, l
         ages.sort_by(f64::total_cmp);
         (quantile(&ages, 0.5), quantile(&ages, 0.99), ages.len())
     };
-    let begin = first + (moments.begun - first) * WARM_UP;
-    let middle = f64::midpoint(begin, moments.begun);
-    let halves = [ages(begin, middle), ages(middle, moments.begun)];
-    let (p50, p99, count) = ages(begin, moments.begun);
+    let begin = first + (moments.calm_over - first) * WARM_UP;
+    let middle = f64::midpoint(begin, moments.calm_over);
+    let halves = [ages(begin, middle), ages(middle, moments.calm_over)];
+    let (p50, p99, count) = ages(begin, moments.calm_over);
     let (during_p50, during_p99, during) = ages(moments.begun, moments.over);
     account.tell(format!(
         "others before: p50 {p50:.1} ms, p99 {p99:.1} ms of {count} (its halves: p99 {:.1} and {:.1} ms)",
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_others_are_compared_before_and_during() {
-        let moments = Moments { begun: 20.0, over: 40.0 };
+        let moments = Moments { calm_over: 20.0, begun: 20.0, over: 40.0 };
         let sent: Sent = (0..400).map(|number| f64::from(number) / 10.0).collect();
         let ages = |during: f64| {
             let mut account = Account::default();

@@ -30,10 +30,8 @@ const USERS: u32 = 1_000;
 pub(super) struct Mix {
     /// Requests a second.
     pub(super) rate: f64,
-    /// Seconds before the trouble.
-    pub(super) calm: f64,
-    /// Seconds of it.
-    pub(super) trouble: f64,
+    /// For so many seconds.
+    pub(super) seconds: f64,
 }
 
 /// When each request was handed to the client library, in seconds since 1970, by its number.
@@ -126,7 +124,7 @@ pub(super) fn number_in(id: &str) -> Option<usize> {
 
 /// Publishes the mix.
 pub(super) async fn publish(publisher: &Publisher, mix: Mix) -> anyhow::Result<Sent> {
-    let requests = (mix.rate * (mix.calm + mix.trouble)) as usize;
+    let requests = (mix.rate * mix.seconds) as usize;
     let mut sent = Vec::with_capacity(requests);
     let mut chance = fastrand::Rng::with_seed(7);
     let mut confirming = FuturesUnordered::new();
@@ -152,7 +150,7 @@ pub(super) async fn publish(publisher: &Publisher, mix: Mix) -> anyhow::Result<S
     while !confirming.is_empty() {
         confirmed(confirming.next().await)?;
     }
-    let late = since.elapsed().as_secs_f64() / (mix.calm + mix.trouble);
+    let late = since.elapsed().as_secs_f64() / mix.seconds;
     if late > 1.5 {
         bail!("publishing took {late:.1} times as long as it should, lower --rate");
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -12,10 +13,14 @@ use super::{
 use crate::stub::Behaviour;
 
 /// How long a well geocoder takes to answer.
-const WELL: Behaviour = Behaviour::Ok { latency_ms: 20 };
+pub(super) const WELL: Behaviour = Behaviour::Ok { latency_ms: 20 };
 /// Slow, and yet below its timeout of 2 s: nothing fails.
 const SLOW: Behaviour = Behaviour::Ok { latency_ms: 1_500 };
 const FLAP: Duration = Duration::from_secs(5);
+/// How long a crowd may take to be parked, and the others to be as before.
+const GATHER: Duration = Duration::from_secs(40);
+/// So much of it is for the others.
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -80,26 +85,28 @@ impl Trouble {
     pub(super) fn trips(self) -> bool {
         matches!(self, Self::Dead | Self::Throttles | Self::Hangs | Self::Crowd)
     }
+
+    /// The time between calm and trouble, in which it is made ready.
+    pub(super) fn gathers(self) -> Duration {
+        if self == Self::Crowd { GATHER } else { Duration::ZERO }
+    }
 }
 
-/// When it began and ended, in seconds since 1970.
+/// When the calm ended, and when the trouble began and ended, in seconds since 1970.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moments {
+    pub(super) calm_over: f64,
     pub(super) begun: f64,
     pub(super) over: f64,
 }
 
-/// What must be before the calm: the crowd is parked, by a person who holds the breaker open.
-pub(super) async fn prepare(field: &Field, trouble: Trouble, crowd: usize) -> anyhow::Result<()> {
-    field.behave(&WELL).await?;
-    if trouble == Trouble::Crowd {
-        field.stage.steer(&["breaker", "geocoder", "open"]).await?;
-        field.until_steered("breaker:geocoder").await?;
-        let ids = (0..crowd).map(|number| format!("crowd-{number:08}"));
-        field.publisher().await?.burst(ids, NEEDS, None).await?;
-        field.until_parked(crowd).await?;
-    }
-    Ok(())
+/// Parks a crowd, by a person who holds the breaker open.
+async fn gather(field: &Field, crowd: usize) -> anyhow::Result<()> {
+    field.stage.steer(&["breaker", "geocoder", "open"]).await?;
+    field.until_steered("breaker:geocoder").await?;
+    let ids = (0..crowd).map(|number| format!("crowd-{number:08}"));
+    field.publisher().await?.burst(ids, NEEDS, None).await?;
+    field.until_parked(crowd).await
 }
 
 /// Lets the calm pass, makes the trouble, and ends it.
@@ -109,8 +116,19 @@ pub(super) async fn make(
     options: &Options,
 ) -> anyhow::Result<Moments> {
     let since = Instant::now();
-    let begins = since + Duration::from_secs(options.calm);
+    let calm = since + Duration::from_secs(options.calm);
+    let begins = calm + trouble.gathers();
     let ends = begins + Duration::from_secs(options.trouble);
+    sleep_until(calm).await;
+    let calm_over = now();
+    if trouble == Trouble::Crowd {
+        gather(field, options.crowd).await?;
+        ensure!(
+            Instant::now() + SETTLE <= begins,
+            "{} requests were not parked in time, lower --crowd",
+            options.crowd
+        );
+    }
     sleep_until(begins).await;
     let begun = now();
     match trouble {
@@ -136,5 +154,5 @@ pub(super) async fn make(
     }
     sleep_until(ends).await;
     field.behave(&WELL).await?;
-    Ok(Moments { begun, over: now() })
+    Ok(Moments { calm_over, begun, over: now() })
 }

@@ -31,9 +31,9 @@ impl Batch for Claims {
     }
 }
 
-pub(super) struct Finishes(pub(super) Arc<World>, pub(super) Arc<Process>);
+pub(super) struct Finishing(pub(super) Arc<World>, pub(super) Arc<Process>);
 
-impl Finishes {
+impl Finishing {
     async fn visit(
         &self,
         jobs: &[Finish],
@@ -65,7 +65,7 @@ impl Finishes {
     }
 }
 
-impl Batch for Finishes {
+impl Batch for Finishing {
     type Job = Finish;
     type Answer = Result<Finished, StepError>;
     const NAME: &'static str = "finish";
