@@ -117,6 +117,7 @@ impl Ledger {
         let pool = pool::build(&settings, &server)?;
         let schema = settings.schema.as_str();
         let bounds = lanes::Bounds { rows: settings.batch_rows, bytes: settings.batch_bytes };
+        let other_lanes = settings.other_lanes();
         let within = settings.statement_timeout + finish::PATIENCE;
         let claim = claim::ClaimBatch::new(pool.clone(), schema, worker.to_owned(), within);
         let finish = finish::FinishBatch::new(
@@ -142,8 +143,13 @@ impl Ledger {
             prune: keep::PRUNE.map(|text| sql::in_schema(text, schema)),
         };
         Ok(Arc::new(Self {
-            claims: lanes::Lanes::start(Arc::new(claim), settings.lanes, bounds),
-            finishes: finish::Finishes::start(&Arc::new(finish), settings.lanes, bounds),
+            claims: lanes::Lanes::start(Arc::new(claim), other_lanes, bounds),
+            finishes: finish::Finishes::start(
+                &Arc::new(finish),
+                settings.lanes,
+                other_lanes,
+                bounds,
+            ),
             pool,
             server,
             worker: worker.to_owned(),

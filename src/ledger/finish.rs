@@ -52,9 +52,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// what a call has already answered deserves a try.
 const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
 
-/// The lanes of finishes. What is usual (no row yet, and done) has lanes of its own: with anything
-/// else among it a batch is a transaction of several statements, and the usual would be late whenever
-/// a dependency gives the others much to write.
+/// The lanes of finishes. What is usual (done, and without a row yet) has lanes of its own: with
+/// anything else among it a batch is a transaction of several statements, and the usual would be late
+/// whenever a dependency gives the others much to write. So no transaction applies both what has a row
+/// and what has none, and each goes through its users in one order.
 pub(crate) struct Finishes<B: Batch> {
     usual: Lanes<B>,
     others: Lanes<B>,
@@ -64,10 +65,10 @@ impl<B> Finishes<B>
 where
     B: Batch<Job = Finish, Answer = Result<Finished, StepError>>,
 {
-    /// Starts `count` lanes of either sort.
-    pub(crate) fn start(batch: &Arc<B>, count: usize, bounds: Bounds) -> Self {
-        let lanes = || Lanes::start(Arc::clone(batch), count, bounds);
-        Self { usual: lanes(), others: lanes() }
+    /// Starts `usual` lanes of the one sort, and `others` of the other.
+    pub(crate) fn start(batch: &Arc<B>, usual: usize, others: usize, bounds: Bounds) -> Self {
+        let lanes = |count| Lanes::start(Arc::clone(batch), count, bounds);
+        Self { usual: lanes(usual), others: lanes(others) }
     }
 
     /// Has a finish done in its lane.
@@ -86,9 +87,13 @@ where
 
     async fn submit(&self, finish: Finish) -> Result<B::Answer, LedgerError> {
         let key = finish.request.user_id.clone();
-        let lanes = if lean::is_fresh(&finish) { &self.usual } else { &self.others };
+        let lanes = if is_usual(&finish) { &self.usual } else { &self.others };
         lanes.submit(&key, finish).await
     }
+}
+
+fn is_usual(job: &Finish) -> bool {
+    matches!(job.hold, Hold::Fresh(_)) && job.verdict == Verdict::Done && job.steps.is_none()
 }
 
 impl FinishBatch {

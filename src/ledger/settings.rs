@@ -17,8 +17,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// The schema that the tables live in.
     pub schema: String,
-    /// Batchers of each sort (claims, usual finishes, other finishes), each committing on one
-    /// connection at a time.
+    /// Batchers of usual finishes, each committing on one connection at a time. Claims and other
+    /// finishes have half as many each.
     pub lanes: usize,
     /// The most requests that share a transaction.
     pub batch_rows: usize,
@@ -71,6 +71,12 @@ pub struct PoolSettings {
 }
 
 impl Settings {
+    /// Lanes of claims, and of finishes that are not usual. What is claimed passes one of either, so
+    /// half as many do as much at once, with batches that are larger.
+    pub(super) fn other_lanes(&self) -> usize {
+        self.lanes.div_ceil(2)
+    }
+
     /// What is wrong with these settings: the key within the section, and the fault with its remedy.
     pub fn problems(&self) -> Vec<(String, String)> {
         let mut problems = Vec::new();
@@ -115,9 +121,8 @@ impl Settings {
                 format!("is more than pool.max_size = {}, lower it", self.pool.max_size),
             );
         }
-        // Each lane of claims, of usual finishes and of others may hold one, and due work, probes and
-        // upkeep share one more.
-        let needed = 3 * self.lanes + 1;
+        // Each lane may hold one, and due work, probes and upkeep share one more.
+        let needed = self.lanes + 2 * self.other_lanes() + 1;
         if self.pool.max_size < needed {
             say(
                 "pool.max_size",

@@ -35,12 +35,13 @@ pub(super) struct Memory {
 
 impl Memory {
     pub(super) fn open(world: &Arc<World>, process: &Arc<Process>, pauses: Pauses) -> Arc<Self> {
+        let lanes = world.plan.lanes;
         let bounds = Bounds { rows: world.plan.batch_rows, bytes: 100_000 };
         let claims = Claims(Arc::clone(world), Arc::clone(process));
         let finishes = Finishing(Arc::clone(world), Arc::clone(process));
         let memory = Arc::new(Self {
-            claims: Lanes::start(Arc::new(claims), world.plan.lanes, bounds),
-            finishes: Finishes::start(&Arc::new(finishes), world.plan.lanes, bounds),
+            claims: Lanes::start(Arc::new(claims), lanes.div_ceil(2), bounds),
+            finishes: Finishes::start(&Arc::new(finishes), lanes, lanes.div_ceil(2), bounds),
             outage: Outage::new(pauses, "the model".to_owned()),
             world: Arc::clone(world),
             process: Arc::clone(process),

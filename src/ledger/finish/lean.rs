@@ -45,23 +45,20 @@ pub(super) enum Shape {
 
 /// Whether these jobs are such a batch.
 pub(super) fn shape(jobs: &[Finish]) -> Option<Shape> {
-    let claimed = |job: &Finish| matches!(job.hold, Hold::Claimed(_));
-    if jobs.iter().all(is_fresh) {
-        Some(Shape::Fresh)
-    } else if jobs.iter().all(|job| is_lean(job) && claimed(job)) {
+    let lean = |job: &Finish| {
+        job.verdict == Verdict::Done && job.charged && job.steps.is_none() && !job.wants_result
+    };
+    if !jobs.iter().all(lean) {
+        return None;
+    }
+    let fresh = |job: &Finish| matches!(job.hold, Hold::Fresh(_));
+    if !jobs.iter().any(fresh) {
         Some(Shape::Claimed)
+    } else if jobs.iter().all(|job| fresh(job) && job.response.is_none()) {
+        Some(Shape::Fresh)
     } else {
         None
     }
-}
-
-/// Whether such a job may be in a batch of fresh ones.
-pub(super) fn is_fresh(job: &Finish) -> bool {
-    is_lean(job) && matches!(job.hold, Hold::Fresh(_)) && job.response.is_none()
-}
-
-fn is_lean(job: &Finish) -> bool {
-    job.verdict == Verdict::Done && job.charged && job.steps.is_none() && !job.wants_result
 }
 
 impl Lean {
