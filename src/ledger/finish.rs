@@ -52,23 +52,27 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// what a call has already answered deserves a try.
 const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
 
-/// The lanes of finishes. What is usual (done, and without a row yet) has lanes of its own: with
-/// anything else among it a batch is a transaction of several statements, and the usual would be late
-/// whenever a dependency gives the others much to write. So no transaction applies both what has a row
-/// and what has none, and each goes through its users in one order.
+/// The lanes of finishes. What is alike shares a lane: a batch of all sorts is a transaction of several
+/// statements, and those who are done would be late whenever a dependency gives the others much to
+/// write. Nor does any transaction apply both what has a row and what has none, so each goes through
+/// its users in one order.
 pub(crate) struct Finishes<B: Batch> {
-    usual: Lanes<B>,
-    others: Lanes<B>,
+    /// Done, without a row yet.
+    fresh: Lanes<B>,
+    /// Done, with a row of ours.
+    claimed: Lanes<B>,
+    /// What goes on later, what is given up, and what is applied in Rust.
+    rest: Lanes<B>,
 }
 
 impl<B> Finishes<B>
 where
     B: Batch<Job = Finish, Answer = Result<Finished, StepError>>,
 {
-    /// Starts `usual` lanes of the one sort, and `others` of the other.
-    pub(crate) fn start(batch: &Arc<B>, usual: usize, others: usize, bounds: Bounds) -> Self {
+    /// Starts `fresh` lanes of the first sort, and `others` of either other.
+    pub(crate) fn start(batch: &Arc<B>, fresh: usize, others: usize, bounds: Bounds) -> Self {
         let lanes = |count| Lanes::start(Arc::clone(batch), count, bounds);
-        Self { usual: lanes(usual), others: lanes(others) }
+        Self { fresh: lanes(fresh), claimed: lanes(others), rest: lanes(others) }
     }
 
     /// Has a finish done in its lane.
@@ -87,13 +91,14 @@ where
 
     async fn submit(&self, finish: Finish) -> Result<B::Answer, LedgerError> {
         let key = finish.request.user_id.clone();
-        let lanes = if is_usual(&finish) { &self.usual } else { &self.others };
+        let lanes = match (&finish.verdict, finish.hold) {
+            (Verdict::Done, _) if finish.steps.is_some() => &self.rest,
+            (Verdict::Done, Hold::Fresh(_)) => &self.fresh,
+            (Verdict::Done, Hold::Claimed(_)) => &self.claimed,
+            _ => &self.rest,
+        };
         lanes.submit(&key, finish).await
     }
-}
-
-fn is_usual(job: &Finish) -> bool {
-    matches!(job.hold, Hold::Fresh(_)) && job.verdict == Verdict::Done && job.steps.is_none()
 }
 
 impl FinishBatch {

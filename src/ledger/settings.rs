@@ -17,8 +17,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// The schema that the tables live in.
     pub schema: String,
-    /// Batchers of usual finishes, each committing on one connection at a time. Claims and other
-    /// finishes have half as many each.
+    /// Batchers of what is done without a claim, each committing on one connection at a time.
+    /// Claims, what is done after one, and what is not done have half as many each.
     pub lanes: usize,
     /// The most requests that share a transaction.
     pub batch_rows: usize,
@@ -71,8 +71,8 @@ pub struct PoolSettings {
 }
 
 impl Settings {
-    /// Lanes of claims, and of finishes that are not usual. What is claimed passes one of either, so
-    /// half as many do as much at once, with batches that are larger.
+    /// Lanes of claims, of finishes of what was claimed, and of those that are not done. What is
+    /// claimed passes two of them, so half as many do as much at once, with batches that are larger.
     pub(super) fn other_lanes(&self) -> usize {
         self.lanes.div_ceil(2)
     }
@@ -122,7 +122,7 @@ impl Settings {
             );
         }
         // Each lane may hold one, and due work, probes and upkeep share one more.
-        let needed = self.lanes + 2 * self.other_lanes() + 1;
+        let needed = self.lanes + 3 * self.other_lanes() + 1;
         if self.pool.max_size < needed {
             say(
                 "pool.max_size",

@@ -68,7 +68,7 @@ fn settings_that_contradict_each_other_are_told_with_the_remedy() {
             "shorter than dependencies.d.timeout = 5s",
         ),
         ("[ledger]\nbatch_bytes = 1000", "ledger.batch_bytes", "worker.max_message_bytes"),
-        ("[ledger.pool]\nmax_size = 4\nmax_idle = 4", "ledger.pool.max_size", "5 connections"),
+        ("[ledger.pool]\nmax_size = 5\nmax_idle = 4", "ledger.pool.max_size", "6 connections"),
         ("[ledger.pool]\nmax_idle = 26", "ledger.pool.max_idle", "pool.max_size = 25"),
         ("[queue]\nreconnect_max = \"1ms\"", "queue.reconnect_max", "reconnect_initial"),
         ("[queue]\nstall_timeout = \"6s\"", "queue.stall_timeout", "two poll_interval"),
