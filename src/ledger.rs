@@ -116,7 +116,11 @@ impl Ledger {
         let server = version::Server::default();
         let pool = pool::build(&settings, &server)?;
         let schema = settings.schema.as_str();
-        let bounds = lanes::Bounds { rows: settings.batch_rows, bytes: settings.batch_bytes };
+        let bounds = lanes::Bounds {
+            rows: settings.batch_rows,
+            bytes: settings.batch_bytes,
+            linger: Duration::ZERO,
+        };
         let other_lanes = settings.other_lanes();
         let within = settings.statement_timeout + finish::PATIENCE;
         let claim = claim::ClaimBatch::new(pool.clone(), schema, worker.to_owned(), within);

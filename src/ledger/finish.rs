@@ -52,6 +52,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// what a call has already answered deserves a try.
 const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
 
+/// Nobody waits for what is not done yet, and each batch of it is a transaction: beside a dependency
+/// that is slow, those for two or three parked requests at a time cost more than calls do.
+const LINGER: Duration = Duration::from_millis(20);
+
 /// The lanes of finishes. What is alike shares a lane: a batch of all sorts is a transaction of several
 /// statements, and those who are done would be late whenever a dependency gives the others much to
 /// write. Nor does any transaction apply both what has a row and what has none, so each goes through
@@ -61,7 +65,7 @@ pub(crate) struct Finishes<B: Batch> {
     fresh: Lanes<B>,
     /// Done, with a row of ours.
     claimed: Lanes<B>,
-    /// What goes on later, what is given up, and what is applied in Rust.
+    /// What goes on later or is given up.
     rest: Lanes<B>,
 }
 
@@ -72,7 +76,9 @@ where
     /// Starts `fresh` lanes of the first sort, and `others` of either other.
     pub(crate) fn start(batch: &Arc<B>, fresh: usize, others: usize, bounds: Bounds) -> Self {
         let lanes = |count| Lanes::start(Arc::clone(batch), count, bounds);
-        Self { fresh: lanes(fresh), claimed: lanes(others), rest: lanes(others) }
+        let patient = Bounds { linger: LINGER, ..bounds };
+        let rest = Lanes::start(Arc::clone(batch), others, patient);
+        Self { fresh: lanes(fresh), claimed: lanes(others), rest }
     }
 
     /// Has a finish done in its lane.
@@ -92,10 +98,11 @@ where
     async fn submit(&self, finish: Finish) -> Result<B::Answer, LedgerError> {
         let key = finish.request.user_id.clone();
         let lanes = match (&finish.verdict, finish.hold) {
-            (Verdict::Done, _) if finish.steps.is_some() => &self.rest,
             (Verdict::Done, Hold::Fresh(_)) => &self.fresh,
             (Verdict::Done, Hold::Claimed(_)) => &self.claimed,
-            _ => &self.rest,
+            (Verdict::Waiting { .. } | Verdict::Parked { .. } | Verdict::Dead { .. }, _) => {
+                &self.rest
+            }
         };
         lanes.submit(&key, finish).await
     }

@@ -1,6 +1,6 @@
 //! Lanes: requests that arrive while a commit is under way share the next one.
 //!
-//! There is no linger: an idle lane commits a single request at once. One bad request must not
+//! An idle lane commits a single request at once, unless it is told to linger. One bad request must not
 //! fail its neighbours, so a batch that fails is split until the culprit stands alone.
 
 use std::{
@@ -8,9 +8,13 @@ use std::{
     future::Future,
     hash::{BuildHasher as _, DefaultHasher, Hash as _, Hasher as _, RandomState},
     sync::Arc,
+    time::Duration,
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 use super::error::{BatchError, LedgerError};
 use crate::telemetry::metrics;
@@ -37,11 +41,13 @@ pub(crate) trait Batch: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Self::Answer>, BatchError>> + Send;
 }
 
-/// The most a batch may hold.
+/// The most a batch may hold, and when it is closed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) rows: usize,
     pub(crate) bytes: usize,
+    /// How long a batch waits for further requests once it has one.
+    pub(crate) linger: Duration,
 }
 
 struct Item<B: Batch> {
@@ -85,6 +91,9 @@ async fn lane<B: Batch>(batch: Arc<B>, mut jobs: mpsc::Receiver<Item<B>>, bounds
                 None => return,
             },
         };
+        if !bounds.linger.is_zero() {
+            sleep(bounds.linger).await;
+        }
         let gathered = gather::<B>(first, &mut carried, &mut jobs, bounds);
         commit(&*batch, gathered).await;
     }

@@ -36,7 +36,7 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn open(world: &Arc<World>, process: &Arc<Process>, pauses: Pauses) -> Arc<Self> {
         let lanes = world.plan.lanes;
-        let bounds = Bounds { rows: world.plan.batch_rows, bytes: 100_000 };
+        let bounds = Bounds { rows: world.plan.batch_rows, bytes: 100_000, linger: Duration::ZERO };
         let claims = Claims(Arc::clone(world), Arc::clone(process));
         let finishes = Finishing(Arc::clone(world), Arc::clone(process));
         let memory = Arc::new(Self {

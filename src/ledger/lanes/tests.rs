@@ -67,7 +67,7 @@ async fn run(
     (batches, results)
 }
 
-const WIDE: Bounds = Bounds { rows: 100, bytes: 1_000 };
+const WIDE: Bounds = Bounds { rows: 100, bytes: 1_000, linger: Duration::ZERO };
 
 #[tokio::test]
 async fn what_has_gathered_shares_one_commit() {
@@ -106,13 +106,33 @@ async fn one_id_stands_once_in_a_batch_and_keeps_its_order() {
 
 #[tokio::test]
 async fn rows_bytes_and_loners_bound_a_batch() {
-    let (batches, _) = run(&["a", "b", "c"], Bounds { rows: 2, bytes: 1_000 }).await;
+    let (batches, _) = run(&["a", "b", "c"], Bounds { rows: 2, ..WIDE }).await;
     assert_eq!(batches, [vec!["a", "b"], vec!["c"]]);
-    let (batches, _) = run(&["aaaa", "bbbb", "cc"], Bounds { rows: 9, bytes: 7 }).await;
+    let (batches, _) = run(&["aaaa", "bbbb", "cc"], Bounds { rows: 9, bytes: 7, ..WIDE }).await;
     assert_eq!(batches, [vec!["aaaa"], vec!["bbbb", "cc"]]);
     let (batches, _) = run(&["a", "alone", "b", "c"], WIDE).await;
     assert_eq!(batches, [vec!["a"], vec!["alone"], vec!["b", "c"]]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn only_a_lane_that_lingers_waits_for_who_comes_later() {
+    for (linger, together) in [(0, false), (20, true)] {
+        let fake = Arc::new(Fake::default());
+        let bounds = Bounds { linger: Duration::from_millis(linger), ..WIDE };
+        let lanes = Lanes::start(Arc::clone(&fake), 1, bounds);
+        let since = tokio::time::Instant::now();
+        let later = async {
+            sleep(Duration::from_millis(15)).await;
+            lanes.submit("user", "b").await
+        };
+        let (first, second) = tokio::join!(lanes.submit("user", "a"), later);
+        assert!(first.is_ok() && second.is_ok());
+        let batches = fake.0.lock().unwrap().clone();
+        assert_eq!(batches.len(), if together { 1 } else { 2 }, "{batches:?}");
+        assert!(since.elapsed() <= Duration::from_millis(25), "{:?}", since.elapsed());
+    }
+}
+
 const NAMES: [&str; 13] =
     ["a", "b", "c", "d", "e", "f", "bad1", "bad2", "slow1", "slow2", "alone1", "alone2", "away"];
 
@@ -125,7 +145,7 @@ proptest! {
     ) {
         let jobs: Vec<&'static str> = jobs.into_iter().map(|name| NAMES[name]).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (batches, answers) = runtime.block_on(run(&jobs, Bounds { rows, bytes }));
+        let (batches, answers) = runtime.block_on(run(&jobs, Bounds { rows, bytes, ..WIDE }));
         let mut committed = Vec::new();
         for batch in &batches {
             let distinct: HashSet<&str> = batch.iter().copied().collect();
