@@ -157,7 +157,7 @@ impl Desk {
             Phase::Sealed => state.watermark.take(Instant::now(), Duration::ZERO),
             Phase::Closed => Batch::default(),
         };
-        (batch, state.phase, state.watermark.gap_since().map(|since| since + gap_timeout))
+        (batch, state.phase, state.watermark.held_since().map(|since| since + gap_timeout))
     }
 
     fn lose(&self, count: u64) {

@@ -59,8 +59,8 @@ pub(super) struct Watermark {
     held: u64,
     /// How many slots are `Working`.
     working: u64,
-    /// Since when something is held behind the first slot.
-    gap_since: Option<Instant>,
+    /// What was told to be acknowledged, and when, in that order. Some of it may have been sent since.
+    told: VecDeque<(u64, Instant)>,
 }
 
 impl Watermark {
@@ -71,7 +71,7 @@ impl Watermark {
             singles: Vec::new(),
             held: 0,
             working: 0,
-            gap_since: None,
+            told: VecDeque::new(),
         }
     }
 
@@ -104,7 +104,7 @@ impl Watermark {
         if settlement == Settlement::Ack {
             *slot = Slot::Held;
             self.held += 1;
-            self.gap_since.get_or_insert(now);
+            self.told.push_back((tag, now));
         } else {
             *slot = Slot::Settled;
             self.singles.push((tag, settlement));
@@ -115,7 +115,6 @@ impl Watermark {
     /// delivery that is still worked; with zero, nothing is held.
     pub(super) fn take(&mut self, now: Instant, gap_timeout: Duration) -> Batch {
         let mut batch = Batch { singles: std::mem::take(&mut self.singles), up_to: None };
-        let mut moved = false;
         while let Some(slot) = self.slots.front().filter(|slot| **slot != Slot::Working) {
             if *slot == Slot::Held {
                 self.held -= 1;
@@ -124,30 +123,28 @@ impl Watermark {
             }
             self.slots.pop_front();
             self.first += 1;
-            moved = true;
         }
-        if self.held == 0 {
-            self.gap_since = None;
-        } else if moved {
-            // Another delivery is the oldest now, and gets its own time.
-            self.gap_since = Some(now);
-        }
-        if self.gap_since.is_some_and(|since| now.saturating_duration_since(since) >= gap_timeout) {
-            for (tag, slot) in (self.first..).zip(self.slots.iter_mut()) {
-                if *slot == Slot::Held {
+        while let Some((tag, since)) = self.told.front().copied() {
+            // What is before the first slot was covered just now, or before.
+            if let Some(behind) = tag.checked_sub(self.first) {
+                if now.saturating_duration_since(since) < gap_timeout {
+                    break;
+                }
+                let slot = usize::try_from(behind).ok().and_then(|n| self.slots.get_mut(n));
+                if let Some(slot) = slot {
                     *slot = Slot::Settled;
+                    self.held -= 1;
                     batch.singles.push((tag, Settlement::Ack));
                 }
             }
-            self.held = 0;
-            self.gap_since = None;
+            self.told.pop_front();
         }
         batch
     }
 
-    /// Since when something has been held behind an older delivery.
-    pub(super) fn gap_since(&self) -> Option<Instant> {
-        self.gap_since
+    /// Since when the longest held one has waited behind an older delivery.
+    pub(super) fn held_since(&self) -> Option<Instant> {
+        self.told.front().map(|(_, since)| *since)
     }
 
     /// Deliveries that nobody has told about.
@@ -196,9 +193,24 @@ mod tests {
         assert!(watermark.take(now, GAP).is_empty());
         let batch = watermark.take(now + GAP, GAP);
         assert_eq!(batch.singles, [(2, Settlement::Ack), (4, Settlement::Ack)]);
-        watermark.tell(1, Settlement::Ack, now);
-        watermark.tell(3, Settlement::Ack, now);
-        assert_eq!(watermark.take(now, GAP).up_to, Some(UpTo { tag: 3, count: 2 }));
+        watermark.tell(1, Settlement::Ack, now + GAP);
+        watermark.tell(3, Settlement::Ack, now + GAP);
+        assert_eq!(watermark.take(now + GAP, GAP).up_to, Some(UpTo { tag: 3, count: 2 }));
+    }
+
+    /// Otherwise a window full of them would wait for one that waits in line for its dependency.
+    #[test]
+    fn nothing_waits_longer_though_the_oldest_is_another_each_time() {
+        let (mut watermark, now) = started();
+        watermark.tell(5, Settlement::Ack, now);
+        for (tag, waited) in [(1, GAP / 3), (2, GAP / 2)] {
+            watermark.tell(tag, Settlement::Ack, now + waited);
+            let batch = watermark.take(now + waited, GAP);
+            assert_eq!(batch, Batch { singles: vec![], up_to: Some(UpTo { tag, count: 1 }) });
+        }
+        assert_eq!(watermark.held_since(), Some(now));
+        assert_eq!(watermark.take(now + GAP, GAP).singles, [(5, Settlement::Ack)]);
+        assert_eq!((watermark.held_since(), watermark.unsent()), (None, 0));
     }
 
     #[test]
