@@ -40,6 +40,9 @@ pub struct Options {
     /// Seconds before it, to compare with.
     #[arg(long, default_value_t = 20)]
     calm: u64,
+    /// Seconds in which the crowd is parked, and the others are as before again.
+    #[arg(long, default_value_t = 40)]
+    gather: u64,
     /// Requests that are parked for the crowd.
     #[arg(long, default_value_t = 50_000)]
     crowd: usize,
@@ -56,13 +59,18 @@ pub struct Options {
 
 impl Options {
     fn mix(&self, trouble: Trouble) -> Mix {
-        let seconds = Duration::from_secs(self.calm + self.trouble) + trouble.gathers();
-        Mix { rate: f64::from(self.rate), seconds: seconds.as_secs_f64() }
+        let seconds = self.calm + self.gathering(trouble) + self.trouble;
+        Mix { rate: f64::from(self.rate), seconds: seconds as f64 }
+    }
+
+    /// The time between calm and trouble, in which it is made ready.
+    fn gathering(&self, trouble: Trouble) -> u64 {
+        if trouble == Trouble::Crowd { self.gather } else { 0 }
     }
 
     /// How long a phase may take, with the time in which the last are done.
     fn patience(&self) -> Duration {
-        Duration::from_secs(self.calm + self.trouble + 340)
+        Duration::from_secs(self.calm + self.gather + self.trouble + 300)
     }
 }
 

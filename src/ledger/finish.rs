@@ -52,20 +52,21 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// what a call has already answered deserves a try.
 const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
 
-/// Nobody waits for what is not done yet, and each batch of it is a transaction: beside a dependency
-/// that is slow, those for two or three parked requests at a time cost more than calls do.
+/// Nobody waits for what is put down without an attempt, and each batch of it is a transaction: beside
+/// a dependency that is slow, those for two or three parked requests at a time cost more than calls do.
 const LINGER: Duration = Duration::from_millis(20);
 
 /// The lanes of finishes. What is alike shares a lane: a batch of all sorts is a transaction of several
 /// statements, and those who are done would be late whenever a dependency gives the others much to
 /// write. Nor does any transaction apply both what has a row and what has none, so each goes through
-/// its users in one order.
+/// its users in one order. What one claim leads to stays in one lane, an end and a stop in the middle of
+/// it as well.
 pub(crate) struct Finishes<B: Batch> {
     /// Done, without a row yet.
     fresh: Lanes<B>,
-    /// Done, with a row of ours.
+    /// With a row of ours.
     claimed: Lanes<B>,
-    /// What goes on later or is given up.
+    /// Not done, without a row yet: parked, put off, given up.
     rest: Lanes<B>,
 }
 
@@ -97,12 +98,10 @@ where
 
     async fn submit(&self, finish: Finish) -> Result<B::Answer, LedgerError> {
         let key = finish.request.user_id.clone();
-        let lanes = match (&finish.verdict, finish.hold) {
-            (Verdict::Done, Hold::Fresh(_)) => &self.fresh,
-            (Verdict::Done, Hold::Claimed(_)) => &self.claimed,
-            (Verdict::Waiting { .. } | Verdict::Parked { .. } | Verdict::Dead { .. }, _) => {
-                &self.rest
-            }
+        let lanes = match (finish.hold, &finish.verdict) {
+            (Hold::Claimed(_), _) => &self.claimed,
+            (Hold::Fresh(_), Verdict::Done) => &self.fresh,
+            (Hold::Fresh(_), _) => &self.rest,
         };
         lanes.submit(&key, finish).await
     }

@@ -91,7 +91,8 @@ async fn lane<B: Batch>(batch: Arc<B>, mut jobs: mpsc::Receiver<Item<B>>, bounds
                 None => return,
             },
         };
-        if !bounds.linger.is_zero() {
+        // Not where there is a batch of them already.
+        if !bounds.linger.is_zero() && carried.is_empty() && jobs.len() + 1 < bounds.rows {
             sleep(bounds.linger).await;
         }
         let gathered = gather::<B>(first, &mut carried, &mut jobs, bounds);

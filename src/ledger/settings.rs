@@ -18,7 +18,7 @@ pub struct Settings {
     /// The schema that the tables live in.
     pub schema: String,
     /// Batchers of what is done without a claim, each committing on one connection at a time.
-    /// Claims, what is done after one, and what is not done have half as many each.
+    /// Claims, what was claimed, and what is put down without a claim have half as many each.
     pub lanes: usize,
     /// The most requests that share a transaction.
     pub batch_rows: usize,
@@ -71,8 +71,8 @@ pub struct PoolSettings {
 }
 
 impl Settings {
-    /// Lanes of claims, of finishes of what was claimed, and of those that are not done. What is
-    /// claimed passes two of them, so half as many do as much at once, with batches that are larger.
+    /// Lanes of claims, of finishes of what was claimed, and of what is put down without a claim. What
+    /// is claimed passes two of them, so half as many do as much at once, with batches that are larger.
     pub(super) fn other_lanes(&self) -> usize {
         self.lanes.div_ceil(2)
     }
@@ -122,7 +122,8 @@ impl Settings {
             );
         }
         // Each lane may hold one, and due work, probes and upkeep share one more.
-        let needed = self.lanes + 3 * self.other_lanes() + 1;
+        let needed =
+            self.other_lanes().saturating_mul(3).saturating_add(self.lanes).saturating_add(1);
         if self.pool.max_size < needed {
             say(
                 "pool.max_size",

@@ -28,8 +28,8 @@ use super::{
 use crate::{fail, outcome::Settlement, telemetry::metrics};
 
 /// Where tickets of one epoch leave what became of their delivery. Never blocks for longer than
-/// another ticket's mark. It holds one small slot per delivery that the broker has not heard of,
-/// hence no more than the prefetch.
+/// another ticket's mark. It holds one small slot per delivery that the broker has not heard of, and
+/// when it was told of them, hence no more than twice the prefetch.
 #[derive(Debug)]
 pub(super) struct Desk {
     epoch: u64,

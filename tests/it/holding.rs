@@ -51,7 +51,10 @@ async fn a_finish_that_waits_behind_slow_functions_is_no_dead_worker() {
     let mut place = Place::new("behind").await;
     place.set_value("LEDGER__LANES", "1").set_value("LEDGER__STATEMENT_TIMEOUT", "1s");
     place.set_value("LEDGER__LEASE_MARGIN", "1s").set_value("DEFAULTS__KIND__TIMEOUT", "1s");
-    place.set("[kinds.slow]\napply = \"app.slow\"\nmax_attempts = 1");
+    place.set(
+        "[kinds.slow]\napply = \"app.slow\"\nmax_attempts = 1\n\
+         [kinds.slow.call]\ndependency = \"mailer\"\npath = \"/slow\"",
+    );
     place
         .database
         .execute(
@@ -64,7 +67,8 @@ async fn a_finish_that_waits_behind_slow_functions_is_no_dead_worker() {
         let slow = json!({"kind": "slow", "user_id": number});
         place.broker.publish(envelope(&format!("s-{number}"), slow)).await;
     }
-    // Eight seconds of slow functions are in the lane before it.
+    // Eight seconds of slow functions are in the lane before it: they have called, and it has not.
+    place.stub.until_arrivals("mailer", 8).await;
     place.publish("a-1", "user.address.verify", "1", json!({"address": "1 Main Street"})).await;
     let row = place.until_state("a-1", "done").await;
     assert_eq!(row.attempt, 1, "its lease was renewed while it waited");

@@ -17,9 +17,7 @@ pub(super) const WELL: Behaviour = Behaviour::Ok { latency_ms: 20 };
 /// Slow, and yet below its timeout of 2 s: nothing fails.
 const SLOW: Behaviour = Behaviour::Ok { latency_ms: 1_500 };
 const FLAP: Duration = Duration::from_secs(5);
-/// How long a crowd may take to be parked, and the others to be as before.
-const GATHER: Duration = Duration::from_secs(40);
-/// So much of it is for the others.
+/// How much of the time in which a crowd is parked is for the others, to be as before.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// One of them.
@@ -85,11 +83,6 @@ impl Trouble {
     pub(super) fn trips(self) -> bool {
         matches!(self, Self::Dead | Self::Throttles | Self::Hangs | Self::Crowd)
     }
-
-    /// The time between calm and trouble, in which it is made ready.
-    pub(super) fn gathers(self) -> Duration {
-        if self == Self::Crowd { GATHER } else { Duration::ZERO }
-    }
 }
 
 /// When the calm ended, and when the trouble began and ended, in seconds since 1970.
@@ -117,7 +110,7 @@ pub(super) async fn make(
 ) -> anyhow::Result<Moments> {
     let since = Instant::now();
     let calm = since + Duration::from_secs(options.calm);
-    let begins = calm + trouble.gathers();
+    let begins = calm + Duration::from_secs(options.gathering(trouble));
     let ends = begins + Duration::from_secs(options.trouble);
     sleep_until(calm).await;
     let calm_over = now();
@@ -125,7 +118,7 @@ pub(super) async fn make(
         gather(field, options.crowd).await?;
         ensure!(
             Instant::now() + SETTLE <= begins,
-            "{} requests were not parked in time, lower --crowd",
+            "{} requests were not parked in time, lower --crowd or raise --gather",
             options.crowd
         );
     }
