@@ -58,7 +58,7 @@ async fn a_finish_that_waits_behind_slow_functions_is_no_dead_worker() {
     place
         .database
         .execute(
-            "create function app.slow(request jsonb) returns jsonb language plpgsql
+            "create function app.slow(request jsonb, response jsonb) returns jsonb language plpgsql
              as $$ begin perform pg_sleep(60); return null; end $$",
         )
         .await;
