@@ -22,10 +22,12 @@ pub(super) async fn run(field: &mut Field) -> anyhow::Result<Account> {
     field.behave(&Behaviour::Ok { latency_ms: 10_000 }).await?;
     publisher.burst(ids("over"), NEEDS, Some(&in_time(Duration::ZERO)?)).await?;
     publisher.burst(ids("short"), NEEDS, Some(&in_time(BUDGET)?)).await?;
+    field.until_filed(2 * REQUESTS).await?;
     field.until_quiet().await?;
     field.stage.steer(&["breaker", "geocoder", "open"]).await?;
     field.until_steered("breaker:geocoder").await?;
     publisher.burst(ids("parked"), NEEDS, Some(&in_time(BUDGET)?)).await?;
+    field.until_filed(3 * REQUESTS).await?;
     field.until_quiet().await?;
 
     let mut account = Account::default();

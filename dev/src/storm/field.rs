@@ -110,11 +110,20 @@ impl Field {
 
     /// Waits until so many are parked.
     pub(super) async fn until_parked(&self, wanted: usize) -> anyhow::Result<()> {
+        self.until_there(wanted, "state = 'parked'").await
+    }
+
+    /// Waits until so many are in the ledger: what has left the queue may not be there yet.
+    pub(super) async fn until_filed(&self, wanted: usize) -> anyhow::Result<()> {
+        self.until_there(wanted, "true").await
+    }
+
+    async fn until_there(&self, wanted: usize, which: &str) -> anyhow::Result<()> {
         let give_up = Instant::now() + QUIET;
-        let parked = "select count(*) from longshore.requests where state = 'parked'";
-        while self.stage.number(parked).await? < wanted as i64 {
+        let there = format!("select count(*) from longshore.requests where {which}");
+        while self.stage.number(&there).await? < wanted as i64 {
             if Instant::now() > give_up {
-                bail!("{wanted} requests are not parked, and it does not go on");
+                bail!("there are no {wanted} requests with {which}, and it does not go on");
             }
             sleep(LOOK).await;
         }
