@@ -91,7 +91,7 @@ async fn lane<B: Batch>(batch: Arc<B>, mut jobs: mpsc::Receiver<Item<B>>, bounds
                 None => return,
             },
         };
-        // Not where there is a batch of them already.
+        // Not where a batch has gathered already.
         if !bounds.linger.is_zero() && carried.is_empty() && jobs.len() + 1 < bounds.rows {
             sleep(bounds.linger).await;
         }
