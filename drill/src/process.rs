@@ -53,6 +53,14 @@ fn ticks(count: u64) -> Duration {
     Duration::from_secs_f64(count as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
+/// Waits, blocking, until none of them is alive, but no longer than `limit`.
+fn gone_within(family: &[Process], limit: Duration) {
+    let until = std::time::Instant::now() + limit;
+    while family.iter().any(Process::is_alive) && std::time::Instant::now() < until {
+        std::thread::sleep(LOOK);
+    }
+}
+
 impl Process {
     /// The process with this number, if there is one that has not ended.
     pub fn of(pid: u32) -> Option<Self> {
@@ -152,16 +160,15 @@ impl Process {
     /// [`Process::ask`], then [`Process::kill`], for `Drop`, where nothing can be awaited.
     pub fn end_blocking(&self, signal: Signal, grace: Duration) {
         // Taken before: a dead parent's children belong to somebody else.
-        let family = self.descendants();
+        let mut family = self.descendants();
         self.signal(signal);
-        let until = std::time::Instant::now() + grace;
-        while self.is_alive() && std::time::Instant::now() < until {
-            std::thread::sleep(LOOK);
-        }
-        self.kill_family();
-        for member in family {
+        gone_within(&[*self], grace);
+        family.extend(self.kill_family());
+        for member in &family {
             member.signal(Signal::KILL);
         }
+        // A signal is on its way when `kill` returns, and what it ends may still be there.
+        gone_within(&family, AFTER_KILL);
     }
 
     fn kill_family(&self) -> Vec<Self> {
@@ -214,6 +221,24 @@ mod tests {
         assert_eq!(process.descendants(), [grandchild]);
         process.kill().await;
         assert!(!grandchild.is_alive());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn what_does_not_listen_is_gone_when_ending_it_returns() {
+        use std::io::Read;
+        // Deaf to TERM, and large enough that the kernel takes a while to take it apart.
+        let script = "trap '' TERM; x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ready; \
+                      while :; do sleep 600; done";
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", script])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+        let process = Process::of(child.id()).unwrap();
+        process.end_blocking(Signal::TERM, LOOK);
+        assert!(!process.is_alive());
         child.wait().unwrap();
     }
 
