@@ -37,8 +37,8 @@ pub struct Options {
     /// Seconds of each trouble.
     #[arg(long, default_value_t = 60)]
     trouble: u64,
-    /// Seconds before it, to compare with.
-    #[arg(long, default_value_t = 20)]
+    /// Seconds before it, to compare with: no fewer than autovacuum comes in, once a minute.
+    #[arg(long, default_value_t = 60)]
     calm: u64,
     /// Seconds in which the crowd is parked, and the others are as before again.
     #[arg(long, default_value_t = 40)]

@@ -144,8 +144,9 @@ impl FinishBatch {
         if let Some(shape) = lean::shape(jobs)
             && !wary
             && limit == self.statement_timeout
+            && let Some(written) = self.write_lean(client, jobs, shape).await?
         {
-            return self.write_lean(client, jobs, shape).await;
+            return Ok(written);
         }
         let begin = self.begin(limit);
         let (begun, written) =

@@ -208,9 +208,14 @@ insert into longshore.unreadable as u (digest, request_id, error_code, error, bo
 values ($1, $2, $3, $4, $5, $6::text::json)
 on conflict (digest) do update set seen = u.seen + 1, last_seen_at = now()";
 
+/// Each part reads an index of its own, and the first of them no rows: many may be parked, and most of
+/// those have no time.
 pub(super) const COUNTS: &str = "\
-select state, coalesce(parked_on, ''), count(*) from longshore.requests
- where state in ('running', 'waiting', 'parked') group by 1, 2
+select 'parked', coalesce(parked_on, ''), count(*) from longshore.requests
+ where state = 'parked' group by parked_on
+union all
+select state, '', count(*) from longshore.requests
+ where state in ('running', 'waiting') and due_at < 'infinity' group by state
 union all
 select 'dead', '', count(*) from longshore.requests where state = 'dead'";
 

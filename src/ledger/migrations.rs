@@ -16,6 +16,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (5, "release", include_str!("migrations/0005_release.sql")),
     (6, "limits", include_str!("migrations/0006_limits.sql")),
     (7, "lines", include_str!("migrations/0007_lines.sql")),
+    (8, "gone", include_str!("migrations/0008_gone.sql")),
 ];
 
 /// Any number will do as long as nobody else in the database uses it: "longshor" in ASCII.

@@ -50,23 +50,21 @@ const REQUEST: &str = "jsonb_build_object('request_id', i.id, 'kind', i.kind, 'u
 /// One expression for all kinds keeps a batch one statement, so that the requests of one user are
 /// applied in their order whatever their kinds are.
 pub(super) fn apply_expression(functions: &BTreeMap<String, Function>) -> String {
-    expression(functions, REQUEST, "i.response::jsonb")
+    applying(functions, "i.kind", REQUEST, "i.response::jsonb")
 }
 
-/// The same over the column `seen`, in which the worker has built what a function gets to see, with
-/// this for the response.
-pub(super) fn apply_seen_expression(
+/// The same over any columns: the kind, what the worker has built for a function to see, and the
+/// response.
+pub(super) fn applying(
     functions: &BTreeMap<String, Function>,
+    kind: &str,
+    request: &str,
     response: &str,
 ) -> String {
-    expression(functions, "i.seen", response)
-}
-
-fn expression(functions: &BTreeMap<String, Function>, request: &str, response: &str) -> String {
     if functions.is_empty() {
         return "null::jsonb".to_owned();
     }
-    let mut sql = "case i.kind".to_owned();
+    let mut sql = format!("case {kind}");
     for (kind, function) in functions {
         let name = &function.name;
         let second = if function.takes_response { format!(", {response}") } else { String::new() };

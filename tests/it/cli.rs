@@ -228,7 +228,7 @@ async fn a_ledger_of_the_version_before_is_migrated_with_what_is_in_it() {
     let migrated = place.cli(&["migrate"]).await;
     assert!(
         said(&migrated).contains(
-            "applied 0002 suspects, 0003 try_apply, 0004 steering, 0005 release, 0006 limits, 0007 lines"
+            "applied 0002 suspects, 0003 try_apply, 0004 steering, 0005 release, 0006 limits, 0007 lines, 0008 gone"
         ),
         "{}",
         said(&migrated)

@@ -26,7 +26,7 @@ pub(super) struct Lean {
     insert: String,
     /// The same, leaving out who has one.
     look_and_insert: String,
-    /// For claimed ones.
+    /// For claimed ones: whose row is not there fails all of them.
     update: String,
     /// Whether there is a function in them.
     applies: bool,
@@ -68,8 +68,8 @@ impl Lean {
             [function] => function.batch.as_deref(),
             _ => None,
         };
-        let text = |text: &str, response: &str| {
-            let apply = sql::apply_seen_expression(functions, response);
+        let text = |text: &str, [kind, seen, response]: [&str; 3]| {
+            let apply = sql::applying(functions, kind, seen, response);
             let text = text.replace("{input}", INPUT).replace("{apply}", &apply);
             sql::in_schema(&text.replace("{apply_batch}", batch.unwrap_or_default()), schema)
         };
@@ -79,10 +79,9 @@ impl Lean {
             None => (INSERT.replace("{new}", "true"), INSERT.replace("{new}", NEW)),
         };
         Self {
-            // No call has been made for what has no row yet.
-            insert: text(&insert, "null::jsonb"),
-            look_and_insert: text(&look_and_insert, "null::jsonb"),
-            update: text(if applies { UPDATE } else { CLOSE }, "i.response::jsonb"),
+            insert: text(&insert, FRESH),
+            look_and_insert: text(&look_and_insert, FRESH),
+            update: text(UPDATE, CLAIMED),
             applies,
             is_set_wise: batch.is_some(),
         }
@@ -95,26 +94,30 @@ impl Lean {
 }
 
 impl FinishBatch {
-    /// Writes a lean batch. Nothing of it is kept unless all of it is.
+    /// Writes a lean batch. Nothing of it is kept unless all of it is. Nothing is written, and nothing
+    /// told, where a claimed request has no row any more.
     pub(super) async fn write_lean(
         &self,
         client: &mut Object,
         jobs: &[Finish],
         shape: Shape,
-    ) -> Result<Vec<Written>, BatchError> {
+    ) -> Result<Option<Vec<Written>>, BatchError> {
         let sorted = super::by_user(jobs);
         let ids = || jobs.iter().map(|job| job.request.id.as_str());
         let written = match shape {
             Shape::Fresh => self.insert_kinds(client, &sorted).await?,
-            Shape::Claimed => self.update_lean(client, &sorted).await?,
+            Shape::Claimed => match self.update_lean(client, &sorted).await? {
+                Some(updated) => updated,
+                None => return Ok(None),
+            },
         };
         fail::at("after_commit", ids());
         if written == jobs.len() as u64 {
             let committed = || Written::Known(Finished::Committed { result: None });
-            return Ok(jobs.iter().map(|_| committed()).collect());
+            return Ok(Some(jobs.iter().map(|_| committed()).collect()));
         }
         // Some were known before, or are somebody else's: which, the rows themselves tell.
-        self.known(client, jobs).await
+        self.known(client, jobs).await.map(Some)
     }
 
     /// A set-wise function wants its own kind only. Where there is none among the kinds, all of them
@@ -194,40 +197,28 @@ impl FinishBatch {
         }
     }
 
-    /// The rows are locked by a statement of its own: the next one then sees them as they stay, and
-    /// applies no function for a row that turns out to be somebody else's. Both travel together.
-    async fn update_lean(&self, client: &Object, jobs: &[&Finish]) -> Result<u64, BatchError> {
+    /// How many it has updated; nothing where a row is gone.
+    async fn update_lean(
+        &self,
+        client: &Object,
+        jobs: &[&Finish],
+    ) -> Result<Option<u64>, BatchError> {
         let lean = &self.statements.applying(jobs).lean;
-        let failed = failing(jobs);
+        let failed = if lean.applies { failing(jobs) } else { own };
         let ids: Vec<&str> = jobs.iter().map(|job| job.request.id.as_str()).collect();
-        let fences: Vec<i64> = jobs.iter().map(|job| job.hold.fence()).collect();
         let update = client.prepare_cached(&lean.update).await.map_err(failed)?;
-        if !lean.applies {
-            fail::at("before_commit", ids.iter().copied());
-            let parameters: [&(dyn ToSql + Sync); 3] = [&self.worker, &ids, &fences];
-            let closed = client.execute(&update, &parameters);
-            return fail::answer("commit_sent", ids.iter().copied(), closed).await.map_err(own);
-        }
-        let lock = client.prepare_cached(&self.statements.lock).await.map_err(own)?;
+        let fences: Vec<i64> = jobs.iter().map(|job| job.hold.fence()).collect();
         let kinds: Vec<&str> = jobs.iter().map(|job| job.request.kind.as_str()).collect();
         let seen = lean.seen(jobs.iter().map(|job| &*job.request));
         let responses: Vec<Option<&str>> = jobs.iter().map(|job| job.response.as_deref()).collect();
-        client.batch_execute("BEGIN").await?;
-        let (locking, parameters): ([&(dyn ToSql + Sync); 1], [&(dyn ToSql + Sync); 6]) =
-            ([&ids], [&self.worker, &ids, &fences, &kinds, &seen, &responses]);
-        let (locked, updated) =
-            tokio::join!(client.execute(&lock, &locking), client.execute(&update, &parameters));
-        match locked.map_err(own).and_then(|_| updated.map_err(failed)) {
-            Ok(updated) => {
-                fail::at("before_commit", ids.iter().copied());
-                fail::answer("commit_sent", ids.iter().copied(), client.batch_execute("COMMIT"))
-                    .await?;
-                Ok(updated)
-            }
-            Err(error) => {
-                client.batch_execute("ROLLBACK").await?;
-                Err(error)
-            }
+        let parameters: [&(dyn ToSql + Sync); 6] =
+            [&self.worker, &ids, &fences, &kinds, &seen, &responses];
+        fail::at("before_commit", ids.iter().copied());
+        let updated = client.execute(&update, &parameters);
+        match fail::answer("commit_sent", ids.iter().copied(), updated).await {
+            Ok(updated) => Ok(Some(updated)),
+            Err(error) if error.code().is_some_and(|state| state.code() == GONE) => Ok(None),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -240,6 +231,9 @@ impl FinishBatch {
         })
     }
 }
+
+/// What `longshore.gone` raises, see its migration.
+const GONE: &str = "LS001";
 
 /// The rows behind the parameters, `$1` being the worker. In a list of columns the arrays are taken
 /// apart side by side; in `from` each would first be put into a store of its own.
@@ -297,27 +291,31 @@ select t.id, t.kind, t.user_id, 'done', 1, t.fence, true, $1,
   from applied a cross join todo t
  order by t.nth";
 
-/// Finishes claimed rows that still carry our fence.
-const UPDATE: &str = "\
-with todo as materialized (
-    select i.id, {apply} as applied
-      from unnest($2::text[], $3::bigint[], $4::text[], $5::jsonb[], $6::text[]) with ordinality
-           as i(id, fence, kind, seen, response, ord)
-      join longshore.requests r on r.request_id = i.id and r.fence = i.fence and r.state = 'running'
-     order by i.ord
-)
-update longshore.requests r
-   set state = 'done', worker = $1, due_at = null, parked_on = null, crashes = 0, alone = false,
-       error_code = null, error = null, result = t.applied, body = null, properties = null,
-       finished_at = clock_timestamp()
-  from todo t
- where r.request_id = t.id";
+/// Where the functions of those find what they are called with. No call has been made for them.
+const FRESH: [&str; 3] = ["i.kind", "i.seen", "null::jsonb"];
 
-/// The same where there is nothing to apply.
-const CLOSE: &str = "\
-update longshore.requests r
+/// The same in [`UPDATE`].
+const CLAIMED: [&str; 3] = ["excluded.kind", "excluded.result", "excluded.error::jsonb"];
+
+/// Finishes claimed rows that still carry our fence. Each row is locked before it is looked at, and its
+/// function called after that and once, in the order of the rows: none is applied for a row that turns
+/// out to be somebody else's. An `update` would call it for the row as it was before the lock, so it
+/// would need a statement before it that locks; and a join, to be planned for each batch, for what is
+/// planned while the ledger is small reads all of it when it no longer is.
+///
+/// All rows are there. What would be inserted only carries what the functions see, and its lack of a
+/// worker tells it apart.
+const UPDATE: &str = "\
+insert into longshore.requests as r
+    (request_id, kind, user_id, state, attempt, fence, from_queue, result, error, digest, received_at,
+     finished_at)
+select i.id, i.kind, '', 'done', 1, i.fence, true, i.seen, i.response, '', now(), now()
+  from unnest($2::text[], $3::bigint[], $4::text[], $5::jsonb[], $6::text[]) with ordinality
+       as i(id, fence, kind, seen, response, ord)
+ order by i.ord
+    on conflict (request_id) do update
    set state = 'done', worker = $1, due_at = null, parked_on = null, crashes = 0, alone = false,
-       error_code = null, error = null, result = null, body = null, properties = null,
+       error_code = null, error = null, result = {apply}, body = null, properties = null,
        finished_at = clock_timestamp()
-  from unnest($2::text[], $3::bigint[]) as i(id, fence)
- where r.request_id = i.id and r.fence = i.fence and r.state = 'running'";
+ where r.fence = excluded.fence and r.state = 'running'
+returning case when r.worker is null then longshore.gone(r.request_id) end";
