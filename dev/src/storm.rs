@@ -40,8 +40,9 @@ pub struct Options {
     /// Seconds before it, to compare with: no fewer than autovacuum comes in, once a minute.
     #[arg(long, default_value_t = 60)]
     calm: u64,
-    /// Seconds in which the crowd is parked, and the others are as before again.
-    #[arg(long, default_value_t = 40)]
+    /// Seconds in which the crowd is parked, and the others are as before again: parking it gives
+    /// autovacuum much to do.
+    #[arg(long, default_value_t = 80)]
     gather: u64,
     /// Requests that are parked for the crowd.
     #[arg(long, default_value_t = 50_000)]

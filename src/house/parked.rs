@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 use crate::{
@@ -20,11 +20,6 @@ use crate::{
 
 /// How often it is looked whether anything could flow: so much is taken in before a pause.
 const LOOK: Duration = Duration::from_millis(250);
-
-/// Of the time, no more than one part in so many goes into counting, as long as that is once in
-/// [`SELDOM`]: while it counts what is parked, who is worked waits for Postgres.
-const PART: u32 = 100;
-const SELDOM: Duration = Duration::from_secs(30);
 
 /// How much may be parked on something, and why nothing is consumed where it is more.
 pub(crate) struct Bound {
@@ -42,32 +37,26 @@ pub(crate) async fn keep<K: Keeper>(
     every: Duration,
     tell: impl Fn(&Counts),
 ) {
-    let mut next = Instant::now();
+    let mut counting = interval(every);
+    counting.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looking = interval(LOOK.min(every));
     looking.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = BTreeSet::new();
     loop {
         tokio::select! {
             biased;
-            () = sleep_until(next) => {
-                let since = Instant::now();
+            _ = counting.tick() => {
                 handler.downstream.iter().for_each(Dependency::export);
                 if let Some(counts) = count(&handler, &mut seen).await {
                     tell(&counts);
                     bounds.iter_mut().for_each(|bound| bound.counted(&counts));
                 }
-                next = since + pace(every, since.elapsed());
             }
             _ = looking.tick() => {}
         }
         let in_vain = in_vain(handler.gates());
         bounds.iter().for_each(|bound| bound.keep(&handler.pauses, &in_vain));
     }
-}
-
-/// The time from one count to the next, when the last one took so long.
-fn pace(every: Duration, took: Duration) -> Duration {
-    every.max(took.saturating_mul(PART).min(SELDOM))
 }
 
 async fn count<K: Keeper>(handler: &Handler<K>, seen: &mut BTreeSet<String>) -> Option<Counts> {
@@ -146,14 +135,6 @@ impl Bound {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_count_that_takes_long_is_made_less_often() {
-        let every = Duration::from_secs(5);
-        let pace = |took| pace(every, Duration::from_millis(took));
-        assert_eq!([0, 50, 100, 60_000].map(pace), [5, 5, 10, 30].map(Duration::from_secs));
-        assert_eq!(super::pace(2 * SELDOM, SELDOM), 2 * SELDOM);
-    }
 
     #[test]
     fn too_much_parked_pauses_until_it_has_clearly_become_less() {

@@ -80,6 +80,23 @@ impl Ledger {
                     "user {user} may not use {name}; grant usage on sequence {name} to {user}"
                 ));
             }
+            // Everybody may, unless that was revoked.
+            let closed = client
+                .query(
+                    "select p.oid::regprocedure::text, current_user::text
+                       from pg_proc p join pg_namespace n on n.oid = p.pronamespace
+                      where n.nspname = $1 and p.proname = any($2)
+                        and not has_function_privilege(p.oid, 'execute')
+                      order by 1",
+                    &[&schema, &["gone", "take_tokens", "try_apply"].as_slice()],
+                )
+                .await?;
+            for row in closed {
+                let (function, user): (String, String) = (row.get(0), row.get(1));
+                findings.push(format!(
+                    "user {user} may not call {function}; grant execute on function {function} to {user}"
+                ));
+            }
             Ok(findings)
         })
         .await;

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 pub use self::job::{Finish, Finished, Hold, Verdict};
 use self::{
     columns::Columns,
+    lean::Shape,
     statements::{Applying, Statements},
     wary::{Caution, Written},
 };
@@ -43,6 +44,8 @@ pub(super) struct FinishBatch {
     wary: Caution,
     /// Whether what comes from the queue may have a row.
     looking: Caution,
+    /// Whether what was claimed may have none, or the ledger cannot be worked with.
+    doubting: Caution,
 }
 
 /// How much longer than its statements a visit may take before the connection is given up.
@@ -124,6 +127,7 @@ impl FinishBatch {
             statements,
             wary: Caution::default(),
             looking: Caution::default(),
+            doubting: Caution::default(),
         }
     }
 
@@ -144,9 +148,9 @@ impl FinishBatch {
         if let Some(shape) = lean::shape(jobs)
             && !wary
             && limit == self.statement_timeout
-            && let Some(written) = self.write_lean(client, jobs, shape).await?
+            && !(shape == Shape::Claimed && self.doubting.is_on())
         {
-            return Ok(written);
+            return self.write_lean(client, jobs, shape).await;
         }
         let begin = self.begin(limit);
         let (begun, written) =
@@ -159,6 +163,7 @@ impl FinishBatch {
                 fail::at("before_commit", ids());
                 fail::answer("commit_sent", ids(), client.batch_execute("COMMIT")).await?;
                 fail::at("after_commit", ids());
+                self.doubting.ran(false);
                 Ok(written)
             }
             Err(error) => {

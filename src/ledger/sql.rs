@@ -34,7 +34,8 @@ pub fn is_function_name(name: &str) -> bool {
     parts.by_ref().take(2).all(is_identifier) && parts.next().is_none()
 }
 
-/// The statements are written for the schema `longshore`; this puts the configured one in.
+/// The statements are written for the schema `longshore`; this puts the configured one in. Done before
+/// names of the configuration are put in, for those may hold the word.
 pub(super) fn in_schema(sql: &str, schema: &str) -> String {
     sql.replace("longshore.", &format!("{schema}."))
 }
@@ -77,14 +78,14 @@ pub(super) fn applying(
 
 /// The expression that applies the function of the row's kind and tells what it refuses instead of
 /// failing: the columns of `try_apply`.
-pub(super) fn try_apply_expression(functions: &BTreeMap<String, Function>) -> String {
+pub(super) fn try_apply_expression(schema: &str, functions: &BTreeMap<String, Function>) -> String {
     let mut sql = "case i.kind".to_owned();
     for (kind, function) in functions {
         let (kind, name) = (literal(kind), literal(&function.name));
         let response = function.takes_response;
         write!(
             sql,
-            " when {kind} then longshore.try_apply({name}, {response}, i.id, i.kind, i.user_id, \
+            " when {kind} then {schema}.try_apply({name}, {response}, i.id, i.kind, i.user_id, \
              i.payload, i.response)"
         )
         .expect("writing to a string does not fail");

@@ -25,8 +25,7 @@ pub struct Settings {
     /// How long a stop waits for what is begun.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
-    /// How often the counts of waiting, parked and dead requests are exported. Where counting takes long,
-    /// less often: no more than a hundredth of the time goes into it, down to once in 30 s.
+    /// How often the counts of waiting, parked and dead requests are exported.
     #[serde(with = "humantime_serde")]
     pub counts_interval: Duration,
     /// How often it is looked up what operators wish.

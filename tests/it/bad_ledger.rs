@@ -1,5 +1,7 @@
-//! A ledger that somebody else holds locked for longer than a statement may take.
+//! A ledger that somebody else holds locked for longer than a statement may take, or that is not where it
+//! was.
 
+use longshore_dev::stub::Behaviour;
 use serde_json::json;
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio_postgres::NoTls;
@@ -30,4 +32,23 @@ async fn a_request_that_cannot_be_written_for_a_while_is_given_back_and_done_lat
     assert_eq!(place.database.version("1").await, 1);
     assert_eq!(place.stub.calls()["w-3"].effects, 1);
     place.goes_on(worker).await;
+}
+
+#[tokio::test]
+async fn a_call_that_was_made_is_kept_while_the_ledger_is_not_where_it_was() {
+    let mut place = Place::new("renamed").await;
+    // Nothing else reads the table meanwhile, so it is the finish that finds it away.
+    place.set_value("LEDGER__DUE_POLL", "60s").set_value("WORKER__COUNTS_INTERVAL", "60s");
+    let worker = place.worker().await;
+    place.stub.behave("geocoder", Behaviour::Ok { latency_ms: 400 });
+    let changes = json!({"kind": "user.address.verify", "payload": {"address": "Elm"}});
+    place.broker.publish(envelope("v-1", changes)).await;
+    place.stub.until_arrivals("geocoder", 1).await;
+    place.database.execute("alter table longshore.requests rename to elsewhere").await;
+    worker.until_event("ledger.away").await;
+    place.database.execute("alter table longshore.elsewhere rename to requests").await;
+    worker.until_outcome("v-1", "done").await;
+    let row = place.until_state("v-1", "done").await;
+    assert_eq!((row.attempt, place.stub.calls()["v-1"].effects), (1, 1));
+    assert_eq!(place.stub.arrivals("geocoder"), 1, "it was called once");
 }

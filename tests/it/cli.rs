@@ -110,14 +110,16 @@ async fn a_check_finds_a_missing_right_and_names_the_grant() {
         .database
         .execute(&format!(
             "create role {role} login password 'reader'; grant usage on schema longshore, app to {role};
-             grant select on all tables in schema longshore to {role}"
+             grant select on all tables in schema longshore to {role};
+             revoke execute on function longshore.gone(text) from public"
         ))
         .await;
     let (_, tail) = place.database.url.split_once('@').unwrap();
     let url = format!("postgresql://{role}:reader@{tail}");
     let checked = place.cli_with(&["check"], &[("DATABASE_URL", &url)], "").await;
     let grant = format!("grant select, insert, update, delete on longshore.requests to {role}");
-    found(&checked, &[&grant]);
+    let call = format!("grant execute on function longshore.gone(text) to {role}");
+    found(&checked, &[&grant, &call]);
     let drop_role = format!("drop owned by {role}; drop role {role}");
     place.database.execute(&drop_role).await;
 }

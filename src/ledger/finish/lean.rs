@@ -70,8 +70,8 @@ impl Lean {
         };
         let text = |text: &str, [kind, seen, response]: [&str; 3]| {
             let apply = sql::applying(functions, kind, seen, response);
-            let text = text.replace("{input}", INPUT).replace("{apply}", &apply);
-            sql::in_schema(&text.replace("{apply_batch}", batch.unwrap_or_default()), schema)
+            let text = sql::in_schema(&text.replace("{input}", INPUT), schema);
+            text.replace("{apply}", &apply).replace("{apply_batch}", batch.unwrap_or_default())
         };
         let applies = !functions.is_empty();
         let (insert, look_and_insert) = match batch {
@@ -94,30 +94,26 @@ impl Lean {
 }
 
 impl FinishBatch {
-    /// Writes a lean batch. Nothing of it is kept unless all of it is. Nothing is written, and nothing
-    /// told, where a claimed request has no row any more.
+    /// Writes a lean batch. Nothing of it is kept unless all of it is.
     pub(super) async fn write_lean(
         &self,
         client: &mut Object,
         jobs: &[Finish],
         shape: Shape,
-    ) -> Result<Option<Vec<Written>>, BatchError> {
+    ) -> Result<Vec<Written>, BatchError> {
         let sorted = super::by_user(jobs);
         let ids = || jobs.iter().map(|job| job.request.id.as_str());
         let written = match shape {
             Shape::Fresh => self.insert_kinds(client, &sorted).await?,
-            Shape::Claimed => match self.update_lean(client, &sorted).await? {
-                Some(updated) => updated,
-                None => return Ok(None),
-            },
+            Shape::Claimed => self.update_lean(client, &sorted).await?,
         };
         fail::at("after_commit", ids());
         if written == jobs.len() as u64 {
             let committed = || Written::Known(Finished::Committed { result: None });
-            return Ok(Some(jobs.iter().map(|_| committed()).collect()));
+            return Ok(jobs.iter().map(|_| committed()).collect());
         }
         // Some were known before, or are somebody else's: which, the rows themselves tell.
-        self.known(client, jobs).await.map(Some)
+        self.known(client, jobs).await
     }
 
     /// A set-wise function wants its own kind only. Where there is none among the kinds, all of them
@@ -197,29 +193,30 @@ impl FinishBatch {
         }
     }
 
-    /// How many it has updated; nothing where a row is gone.
-    async fn update_lean(
-        &self,
-        client: &Object,
-        jobs: &[&Finish],
-    ) -> Result<Option<u64>, BatchError> {
+    async fn update_lean(&self, client: &Object, jobs: &[&Finish]) -> Result<u64, BatchError> {
         let lean = &self.statements.applying(jobs).lean;
-        let failed = if lean.applies { failing(jobs) } else { own };
+        let failed = |error: tokio_postgres::Error| match is_doubtful(&error) {
+            true => {
+                self.doubting.ran(true);
+                BatchError::Raced
+            }
+            false if lean.applies => error.into(),
+            false => own(error),
+        };
         let ids: Vec<&str> = jobs.iter().map(|job| job.request.id.as_str()).collect();
         let update = client.prepare_cached(&lean.update).await.map_err(failed)?;
         let fences: Vec<i64> = jobs.iter().map(|job| job.hold.fence()).collect();
         let kinds: Vec<&str> = jobs.iter().map(|job| job.request.kind.as_str()).collect();
         let seen = lean.seen(jobs.iter().map(|job| &*job.request));
-        let responses: Vec<Option<&str>> = jobs.iter().map(|job| job.response.as_deref()).collect();
+        // Nor is a response sent to nobody.
+        let heard = if lean.applies { jobs } else { &[] };
+        let responses: Vec<Option<&str>> =
+            heard.iter().map(|job| job.response.as_deref()).collect();
         let parameters: [&(dyn ToSql + Sync); 6] =
             [&self.worker, &ids, &fences, &kinds, &seen, &responses];
         fail::at("before_commit", ids.iter().copied());
         let updated = client.execute(&update, &parameters);
-        match fail::answer("commit_sent", ids.iter().copied(), updated).await {
-            Ok(updated) => Ok(Some(updated)),
-            Err(error) if error.code().is_some_and(|state| state.code() == GONE) => Ok(None),
-            Err(error) => Err(failed(error)),
-        }
+        fail::answer("commit_sent", ids.iter().copied(), updated).await.map_err(failed)
     }
 
     /// Whether it is the ledger's own key that a row met.
@@ -232,8 +229,13 @@ impl FinishBatch {
     }
 }
 
-/// What `longshore.gone` raises, see its migration.
-const GONE: &str = "LS001";
+/// Whether an error may be the ledger's and not that of a function: a row is gone (`LS001`, see the
+/// migration), a right or a table is missing, the server is in trouble. The usual statements lock the
+/// rows first, and so tell one from the other.
+fn is_doubtful(error: &tokio_postgres::Error) -> bool {
+    let class = error.code().and_then(|state| state.code().get(..2));
+    matches!(class, Some("LS" | "42" | "58" | "XX"))
+}
 
 /// The rows behind the parameters, `$1` being the worker. In a list of columns the arrays are taken
 /// apart side by side; in `from` each would first be put into a store of its own.

@@ -34,10 +34,9 @@ impl Statements {
         let statement = |text: &str| sql::in_schema(text, schema);
         let written = |apply: &str, parts: &Parts, functions: &BTreeMap<String, Function>| {
             let text = |text: &str| {
-                let text = text.replace("{apply}", apply).replace("{result}", parts.result);
+                let text = text.replace("{result}", parts.result).replace("{due_at}", DUE_AT);
                 let text = text.replace("{kept}", parts.kept).replace("{refused}", parts.refused);
-                let text = text.replace("{due_at}", DUE_AT);
-                statement(&text.replace("{input}", columns::INPUT))
+                statement(&text.replace("{input}", columns::INPUT)).replace("{apply}", apply)
             };
             let lean = Lean::new(schema, functions);
             Applying { insert: text(INSERT), update: text(UPDATE), lean }
@@ -54,7 +53,7 @@ impl Statements {
             none: applying(&BTreeMap::new()),
             wary: match functions.is_empty() {
                 true => applying(functions),
-                false => written(&sql::try_apply_expression(functions), &WARY, functions),
+                false => written(&sql::try_apply_expression(schema, functions), &WARY, functions),
             },
             lock: statement(LOCK),
             look: statement(LOOK),
@@ -185,3 +184,28 @@ select request_id, fence, digest, result::text, state <> 'running'
   from longshore.requests where request_id = any($1)";
 
 const RESULT: &str = "update longshore.requests set result = $2::text::jsonb where request_id = $1";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_settings_stay_as_they_are_whatever_the_schema_is_called() {
+        let function =
+            Function { name: "longshore.f".to_owned(), takes_response: true, batch: None };
+        let functions = BTreeMap::from([("a.longshore.b".to_owned(), function)]);
+        let statements = Statements::new("inbox", &functions);
+        let all = &statements.all;
+        for (what, text) in [
+            ("insert", &all.insert),
+            ("update", &all.update),
+            ("wary", &statements.wary.insert),
+            ("lock", &statements.lock),
+        ] {
+            assert_eq!(text.contains("E'a.longshore.b'"), what != "lock", "{text}");
+            let rest = text.replace("a.longshore.b", "").replace("longshore.f", "");
+            assert!(rest.contains("inbox.requests") && !rest.contains("longshore."), "{text}");
+        }
+        assert!(statements.wary.insert.contains("inbox.try_apply(E'longshore.f'"));
+    }
+}
