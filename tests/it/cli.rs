@@ -50,7 +50,7 @@ async fn a_check_of_a_place_where_all_is_well_says_so() {
 async fn a_check_finds_a_ledger_that_was_not_migrated_and_a_worker_refuses_it() {
     let place = Place::new("check_migrate").await;
     place.database.execute("drop schema longshore cascade").await;
-    found(&place.cli(&["check"]).await, &["lacks 7 migration(s); run `longshore migrate`"]);
+    found(&place.cli(&["check"]).await, &["lacks 8 migration(s); run `longshore migrate`"]);
     let run = place.cli(&["run"]).await;
     assert_eq!(run.status.code(), Some(1));
     let last = said(&run).lines().last().unwrap().to_owned();
@@ -218,7 +218,7 @@ async fn a_ledger_of_the_version_before_is_migrated_with_what_is_in_it() {
     place.publish("r-1", "user.profile.update", "1", json!({"name": "Ada"})).await;
     worker.until_done(1).await;
     drop(worker);
-    let before = "drop function longshore.try_apply; drop type longshore.tried;
+    let before = "drop function longshore.gone; drop function longshore.try_apply; drop type longshore.tried;
                   alter table longshore.requests drop column crashes, drop column alone;
                   drop table longshore.steering, longshore.audit;
                   drop index longshore.requests_parked, longshore.requests_shares;
@@ -226,7 +226,7 @@ async fn a_ledger_of_the_version_before_is_migrated_with_what_is_in_it() {
                   drop sequence longshore.places; alter table longshore.requests drop column place;
                   delete from longshore.migrations where version > 1";
     place.database.execute(before).await;
-    found(&place.cli(&["check"]).await, &["lacks 6 migration(s); run `longshore migrate`"]);
+    found(&place.cli(&["check"]).await, &["lacks 7 migration(s); run `longshore migrate`"]);
     let migrated = place.cli(&["migrate"]).await;
     assert!(
         said(&migrated).contains(
