@@ -42,7 +42,7 @@ pub struct Options {
     calm: u64,
     /// Seconds in which the crowd is parked, and the others are as before again: parking it gives
     /// autovacuum much to do.
-    #[arg(long, default_value_t = 80)]
+    #[arg(long, default_value_t = 50)]
     gather: u64,
     /// Requests that are parked for the crowd.
     #[arg(long, default_value_t = 50_000)]
@@ -71,7 +71,7 @@ impl Options {
 
     /// How long a phase may take, with the time in which the last are done.
     fn patience(&self) -> Duration {
-        Duration::from_secs(self.calm + self.gather + self.trouble + 300)
+        Duration::from_secs(self.calm + self.gather + self.trouble + 960)
     }
 }
 

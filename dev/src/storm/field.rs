@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How long the last requests of a phase may take.
-const QUIET: Duration = Duration::from_secs(240);
+const QUIET: Duration = Duration::from_secs(900);
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) struct Field {
