@@ -193,6 +193,7 @@ impl FinishBatch {
         }
     }
 
+    /// What may be the ledger's own error is not told: the batch comes again, by the usual statements.
     async fn update_lean(&self, client: &Object, jobs: &[&Finish]) -> Result<u64, BatchError> {
         let lean = &self.statements.applying(jobs).lean;
         let failed = |error: tokio_postgres::Error| match is_doubtful(&error) {
