@@ -6,12 +6,12 @@ mod job;
 mod lean;
 mod look;
 mod seen;
+mod sorts;
 mod statements;
 mod wary;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use deadpool_postgres::{GenericClient, Object, Pool};
 use tokio::time::Instant;
 
 pub use self::job::{Finish, Finished, Hold, Verdict};
+pub(crate) use self::sorts::Finishes;
 use self::{
     columns::Columns,
     lean::Shape,
@@ -26,8 +27,8 @@ use self::{
     wary::{Caution, Written},
 };
 use super::{
-    error::{BatchError, LedgerError, describe, own},
-    lanes::{Batch, Bounds, Lanes},
+    error::{BatchError, describe, own},
+    lanes::Batch,
     session,
     sql::Function,
 };
@@ -54,61 +55,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// The least time that an apply step is given, however little its call or its neighbours have left:
 /// what a call has already answered deserves a try.
 const LEAST_TO_APPLY: Duration = Duration::from_millis(250);
-
-/// Nobody waits for what is put down without an attempt, and each batch of it is a transaction: beside
-/// a dependency that is slow, those for two or three parked requests at a time cost more than calls do.
-const LINGER: Duration = Duration::from_millis(20);
-
-/// The lanes of finishes. What is alike shares a lane: a batch of all sorts is a transaction of several
-/// statements, and those who are done would be late whenever a dependency gives the others much to
-/// write. Nor does any transaction apply both what has a row and what has none, so each goes through
-/// its users in one order. What one claim leads to stays in one lane, an end and a stop in the middle of
-/// it as well.
-pub(crate) struct Finishes<B: Batch> {
-    /// Done, without a row yet.
-    fresh: Lanes<B>,
-    /// With a row of ours.
-    claimed: Lanes<B>,
-    /// Not done, without a row yet: parked, put off, given up.
-    rest: Lanes<B>,
-}
-
-impl<B> Finishes<B>
-where
-    B: Batch<Job = Finish, Answer = Result<Finished, StepError>>,
-{
-    /// Starts `fresh` lanes of the first sort, and `others` of either other.
-    pub(crate) fn start(batch: &Arc<B>, fresh: usize, others: usize, bounds: Bounds) -> Self {
-        let lanes = |count| Lanes::start(Arc::clone(batch), count, bounds);
-        let patient = Bounds { linger: LINGER, ..bounds };
-        let rest = Lanes::start(Arc::clone(batch), others, patient);
-        Self { fresh: lanes(fresh), claimed: lanes(others), rest }
-    }
-
-    /// Has a finish done in its lane.
-    pub(crate) async fn file(&self, finish: Finish) -> Result<Finished, LedgerError> {
-        let again = match finish.hold {
-            Hold::Claimed(fence) => Some(Finish { hold: Hold::Fresh(fence), ..finish.clone() }),
-            Hold::Fresh(_) => None,
-        };
-        let mut finished = self.submit(finish).await;
-        // A failover that lost the claim: what we hold may be the only copy, so it is filed anew.
-        if let (Ok(Ok(Finished::Gone)), Some(again)) = (&finished, again) {
-            finished = self.submit(again).await;
-        }
-        finished.and_then(|applied| applied.map_err(LedgerError::Step))
-    }
-
-    async fn submit(&self, finish: Finish) -> Result<B::Answer, LedgerError> {
-        let key = finish.request.user_id.clone();
-        let lanes = match (finish.hold, &finish.verdict) {
-            (Hold::Claimed(_), _) => &self.claimed,
-            (Hold::Fresh(_), Verdict::Done) => &self.fresh,
-            (Hold::Fresh(_), _) => &self.rest,
-        };
-        lanes.submit(&key, finish).await
-    }
-}
 
 impl FinishBatch {
     pub(super) fn new(
