@@ -1,10 +1,13 @@
 //! `make storm`: what a dependency in trouble costs those who do not need it, and itself.
 //!
-//! A broker, a Postgres and a stub of its own; requests come in by the clock, most of which need no
-//! geocoder. One after the other it is dead, slow, failing, throttling, hanging, flapping, and back
-//! with a crowd parked on it. For each of these the ages of the others before and during it are
+//! A broker, a Postgres and a stub of its own for each; requests come in by the clock, most of which
+//! need no geocoder. One after the other it is dead, slow, failing, throttling, hanging, flapping, and
+//! back with a crowd parked on it. For each of these the ages of the others before and during it are
 //! compared, and the account is drawn up of who died, what was charged, in which order the parked
 //! went on, and how many calls the geocoder had at once. At the end deadlines are tried.
+//!
+//! All begin with new servers. A broker that has filled its log, or a checkpoint, would else come in
+//! whichever minute it happens to, with the trouble or without.
 //!
 //! | room | what it knows |
 //! |---|---|
@@ -80,38 +83,44 @@ impl Options {
 /// # Errors
 /// When something cannot be started, or does not come to its end.
 pub async fn run(options: &Options) -> anyhow::Result<bool> {
-    println!("starting a RabbitMQ, a Postgres and a stub of their own …");
-    let mut field = Field::open(options.workers).await?;
     let mut right = true;
     for trouble in Trouble::ALL {
         if !options.only.is_empty() && !options.only.contains(&trouble) {
             continue;
         }
         println!("\n{}: {}", trouble.name(), trouble.what(options.crowd));
-        let account = timeout(options.patience(), phase(&mut field, options, trouble));
+        let account = timeout(options.patience(), phase(options, trouble));
         let account = account.await.context("it did not come to its end in time")??;
         println!("{account}");
         right &= account.is_right();
     }
     if options.only.is_empty() || options.only.contains(&Trouble::Deadlines) {
         println!("\ndeadlines: calls take 10 s, and requests have 1 s");
-        let account = timeout(options.patience(), deadline::run(&mut field)).await;
+        let account = timeout(options.patience(), deadlines(options)).await;
         let account = account.context("it did not come to its end in time")??;
         println!("{account}");
         right &= account.is_right();
     }
-    field.close().await?;
     Ok(right)
 }
 
-async fn phase(field: &mut Field, options: &Options, trouble: Trouble) -> anyhow::Result<Account> {
-    field.fresh().await?;
+async fn deadlines(options: &Options) -> anyhow::Result<Account> {
+    let field = Field::open(options.workers).await?;
+    let account = deadline::run(&field).await?;
+    field.close().await?;
+    Ok(account)
+}
+
+async fn phase(options: &Options, trouble: Trouble) -> anyhow::Result<Account> {
+    let field = Field::open(options.workers).await?;
     field.behave(&trouble::WELL).await?;
     let mix = options.mix(trouble);
     let publisher = field.publisher().await?;
     let publishing = load::publish(&publisher, mix);
-    let troubling = trouble::make(field, trouble, options);
+    let troubling = trouble::make(&field, trouble, options);
     let (sent, moments) = tokio::try_join!(publishing, troubling)?;
     field.until_quiet().await?;
-    account::draw_up(field, &sent, moments, options, trouble).await
+    let account = account::draw_up(&field, &sent, moments, options, trouble).await?;
+    field.close().await?;
+    Ok(account)
 }

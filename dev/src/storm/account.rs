@@ -138,6 +138,32 @@ fn others(account: &mut Account, done: &[Done], sent: &Sent, moments: Moments, l
             "others during: p50 {during_p50:.1} ms, p99 {during_p99:.1} ms of {during}, at most {most:.1} ms"
         ),
     );
+    if let Some(worst) = worst(done, sent, moments, most) {
+        account.tell(worst);
+    }
+}
+
+/// The second with the most of those who were later than `most`, in milliseconds, and whether a
+/// worker had them by then: what stands still once is told from what is slow throughout.
+fn worst(done: &[Done], sent: &Sent, moments: Moments, most: f64) -> Option<String> {
+    let mut seconds: HashMap<u64, (usize, f64, f64)> = HashMap::new();
+    for done in done.iter().filter(|done| !done.needs) {
+        let Some(at) = number_in(&done.id).and_then(|number| sent.get(number)) else { continue };
+        let age = (done.finished - at) * 1_000.0;
+        if (moments.begun..moments.over).contains(at) && age > most {
+            let (count, waited, worked) = seconds.entry((at - moments.begun) as u64).or_default();
+            *count += 1;
+            *waited = waited.max((done.received - at) * 1_000.0);
+            *worked = worked.max((done.finished - done.received) * 1_000.0);
+        }
+    }
+    let late: usize = seconds.values().map(|(count, ..)| count).sum();
+    let (second, (count, waited, worked)) =
+        seconds.iter().max_by_key(|(second, (count, ..))| (*count, **second))?;
+    Some(format!(
+        "{late} during it were later than {most:.1} ms, {count} of them in second {second}: up to \
+         {waited:.0} ms until a worker had them, and up to {worked:.0} ms from then on"
+    ))
 }
 
 /// In which order those went on that were parked and never charged.
@@ -244,5 +270,9 @@ mod tests {
         assert!(right && text.contains("p99 10.0 ms of 160"), "{text}");
         let (right, text) = ages(0.0121);
         assert!(!right && text.contains("FAIL others during: p50 12.1 ms"), "{text}");
+        assert!(
+            text.contains("200 during it were later than 12.0 ms, 10 of them in second 19"),
+            "{text}"
+        );
     }
 }

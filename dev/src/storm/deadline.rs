@@ -13,8 +13,7 @@ const REQUESTS: usize = 100;
 const BUDGET: Duration = Duration::from_secs(1);
 const HELD_MS: f64 = 1_200.0;
 
-pub(super) async fn run(field: &mut Field) -> anyhow::Result<Account> {
-    field.fresh().await?;
+pub(super) async fn run(field: &Field) -> anyhow::Result<Account> {
     let publisher = field.publisher().await?;
     let ids = |sort: &'static str| (0..REQUESTS).map(move |number| format!("{sort}-{number:04}"));
     let in_time = |time: Duration| (OffsetDateTime::now_utc() + time).format(&Rfc3339);

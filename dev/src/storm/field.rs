@@ -26,32 +26,18 @@ pub(super) struct Field {
 }
 
 impl Field {
-    /// Servers, stub, database and queue; no worker yet.
+    /// Servers, stub, database and queue, and workers that know of no trouble.
     pub(super) async fn open(workers: usize) -> anyhow::Result<Self> {
         let stage = Stage::of_the_example("storm").await?;
-        Ok(Self { count: workers, workers: Vec::new(), stage })
-    }
-
-    /// An empty ledger, and workers that know of no trouble.
-    pub(super) async fn fresh(&mut self) -> anyhow::Result<()> {
-        self.stop_workers().await?;
-        self.behave(&Behaviour::default()).await?;
-        let empty = "truncate longshore.requests, longshore.attempts, longshore.steering";
-        self.stage.execute(empty).await?;
-        for number in 0..self.count {
-            let log = self.log(number);
-            if log.exists() {
-                tokio::fs::remove_file(&log).await?;
-            }
-            let mut command = self.stage.settings.prepare()?;
+        let mut field = Self { count: workers, workers: Vec::new(), stage };
+        for number in 0..workers {
+            let mut command = field.stage.settings.prepare()?;
             command.arg("run");
-            let mut worker = Worker::spawn(command, &log, Life::Private)?;
+            let mut worker = Worker::spawn(command, &field.log(number), Life::Private)?;
             worker.until_ready().await?;
-            self.workers.push(worker);
+            field.workers.push(worker);
         }
-        // From now on.
-        self.busiest().await?;
-        Ok(())
+        Ok(field)
     }
 
     fn log(&self, number: usize) -> PathBuf {
@@ -170,16 +156,11 @@ impl Field {
         }
     }
 
-    async fn stop_workers(&mut self) -> anyhow::Result<()> {
+    /// Stops everything in order.
+    pub(super) async fn close(mut self) -> anyhow::Result<()> {
         for mut worker in self.workers.drain(..) {
             worker.stop().await?;
         }
-        Ok(())
-    }
-
-    /// Stops everything in order.
-    pub(super) async fn close(mut self) -> anyhow::Result<()> {
-        self.stop_workers().await?;
         self.stage.close().await;
         self.stage.rabbit.stop().await?;
         self.stage.postgres.stop().await
