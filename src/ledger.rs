@@ -7,6 +7,7 @@
 
 mod check;
 mod claim;
+mod counts;
 mod due;
 mod error;
 mod finish;
@@ -33,10 +34,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use deadpool_postgres::Pool;
 
 pub use claim::{Claim, Claimed};
+pub use counts::Counts;
 pub use due::{Ask, Due, Gate, Lease};
 pub use error::{LedgerError, step_error};
 pub use finish::{Finish, Finished, Hold, Verdict};
-pub use keep::Counts;
 pub(crate) use keeper::Keeper;
 pub use line::{Entered, Entry, ORDER, Whose};
 pub use migrations::Schema;
@@ -92,7 +93,7 @@ struct Statements {
     of_users: String,
     tokens: String,
     unreadable: String,
-    counts: String,
+    counts: [String; 3],
     enter: String,
     entered: String,
     advance: [String; 2],
@@ -138,7 +139,7 @@ impl Ledger {
             of_users: sql::in_schema(shares::OF_USERS, schema),
             tokens: sql::in_schema(shares::TOKENS, schema),
             unreadable: sql::in_schema(keep::UNREADABLE, schema),
-            counts: sql::in_schema(keep::COUNTS, schema),
+            counts: counts::COUNTS.map(|text| sql::in_schema(text, schema)),
             enter: sql::in_schema(line::ENTER, schema),
             entered: sql::in_schema(line::ENTERED, schema),
             advance: line::ADVANCE.map(|text| sql::in_schema(text, schema)),
@@ -178,8 +179,8 @@ impl Ledger {
     /// [`LedgerError::Away`]: whether it was claimed is unknown; asked again with the same fence it
     /// is the same claim.
     pub async fn claim(&self, claim: Claim) -> Result<Claimed, LedgerError> {
-        let key = claim.request.user_id.clone();
-        let claimed = self.claims.submit(&key, claim).await;
+        let request = Arc::clone(&claim.request);
+        let claimed = self.claims.submit(&request.user_id, claim).await;
         self.outage.noticed(claimed)
     }
 

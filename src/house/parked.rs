@@ -5,8 +5,9 @@
 //! where every kind would be parked: then nothing is gained by taking requests out of the queue. As
 //! long as one kind could still flow it goes on, for that kind's sake.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
@@ -41,13 +42,18 @@ pub(crate) async fn keep<K: Keeper>(
     counting.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looking = interval(LOOK.min(every));
     looking.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = BTreeSet::new();
+    // It may take a while, and looking goes on.
+    let counted = stream::unfold((counting, BTreeSet::new()), async |(mut counting, mut seen)| {
+        counting.tick().await;
+        handler.downstream.iter().for_each(Dependency::export);
+        Some((count(&handler, &mut seen).await, (counting, seen)))
+    });
+    let mut counted = pin!(counted);
     loop {
         tokio::select! {
             biased;
-            _ = counting.tick() => {
-                handler.downstream.iter().for_each(Dependency::export);
-                if let Some(counts) = count(&handler, &mut seen).await {
+            Some(counts) = counted.next() => {
+                if let Some(counts) = counts {
                     tell(&counts);
                     bounds.iter_mut().for_each(|bound| bound.counted(&counts));
                 }

@@ -1,5 +1,4 @@
-//! Keeping the ledger: unreadable messages, counts for the operators, pruning, and finding out
-//! when Postgres is back.
+//! Keeping the ledger: unreadable messages, pruning, and finding out when Postgres is back.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,19 +12,6 @@ use super::{
     pool, session,
 };
 use crate::{outcome::Failure, pause::Reason, request::Message, telemetry::metrics};
-
-/// How many requests are in each state that is not `done`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Being worked, here or elsewhere.
-    pub running: u64,
-    /// Waiting for their next attempt.
-    pub waiting: u64,
-    /// Parked, by what they wait for.
-    pub parked: Vec<(String, u64)>,
-    /// Given up.
-    pub dead: u64,
-}
 
 /// How long a prepared statement, and with it its plan, is kept at first, and at most: a plan made for
 /// a table that was empty reads all of it when it no longer is, and it may fill within seconds.
@@ -57,29 +43,6 @@ impl Ledger {
         })
         .await;
         self.outage.noticed(kept.map_err(LedgerError::from))
-    }
-
-    /// Counts what is not done.
-    ///
-    /// # Errors
-    /// [`LedgerError::Away`].
-    pub async fn counts(&self) -> Result<Counts, LedgerError> {
-        let counts = session::with(&self.pool, self.patience(), async |client| {
-            let statement = client.prepare_cached(&self.statements.counts).await.map_err(own)?;
-            let mut counts = Counts::default();
-            for row in client.query(&statement, &[]).await.map_err(own)? {
-                let rows = u64::try_from(row.get::<_, i64>(2)).unwrap_or_default();
-                match row.get(0) {
-                    "running" => counts.running += rows,
-                    "waiting" => counts.waiting += rows,
-                    "parked" => counts.parked.push((row.get(1), rows)),
-                    _ => counts.dead += rows,
-                }
-            }
-            Ok(counts)
-        })
-        .await;
-        self.outage.noticed(counts.map_err(LedgerError::from))
     }
 
     /// Lets go what is parked on what is no gate here any more: a dependency or a kind that was taken
@@ -207,17 +170,6 @@ pub(super) const UNREADABLE: &str = "\
 insert into longshore.unreadable as u (digest, request_id, error_code, error, body, properties)
 values ($1, $2, $3, $4, $5, $6::text::json)
 on conflict (digest) do update set seen = u.seen + 1, last_seen_at = now()";
-
-/// Each part reads an index of its own, and the first of them no rows: many may be parked, and most of
-/// those have no time.
-pub(super) const COUNTS: &str = "\
-select 'parked', coalesce(parked_on, ''), count(*) from longshore.requests
- where state = 'parked' group by parked_on
-union all
-select state, '', count(*) from longshore.requests
- where state in ('running', 'waiting') and due_at < 'infinity' group by state
-union all
-select 'dead', '', count(*) from longshore.requests where state = 'dead'";
 
 /// Who is parked until he is let go has no time, or one after his deadline.
 pub(super) const STRAYS: &str = "\

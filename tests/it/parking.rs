@@ -233,3 +233,39 @@ async fn where_every_kind_would_be_parked_nothing_is_taken_out_of_the_queue() {
         assert_eq!(place.until_state(&format!("v-{n:03}"), "done").await.attempt, 1);
     }
 }
+
+#[tokio::test]
+async fn all_that_is_not_done_is_counted_however_many_they_are() {
+    let mut place = Place::new("counted").await;
+    // More than are counted in one piece, and many with the same time.
+    let rows = |from: u32, to: u32, state: &str, columns: &str, values: &str| {
+        format!(
+            "insert into longshore.requests (request_id, kind, user_id, state, attempt, fence, from_queue, digest,
+                 body, properties, received_at, {columns})
+             select 'r-' || n, 'user.profile.update', n % 1000, '{state}', 0, 0, true, '', '', '{{}}',
+                    date_trunc('day', now()) - n / 3000 * interval '1 second', {values}
+               from generate_series({from}, {to}) n"
+        )
+    };
+    let hour = "now() + interval '1 hour'";
+    let parked = |on: &str| format!("{hour}, '{on}'");
+    let database = &place.database;
+    let execute = async |sql: String| database.execute(&sql).await;
+    execute(rows(1, 12_001, "parked", "due_at, parked_on", &parked("not_before"))).await;
+    execute(rows(12_002, 12_005, "parked", "due_at, parked_on", &parked("stop"))).await;
+    execute(rows(12_006, 18_005, "waiting", "due_at", hour)).await;
+    execute(rows(18_006, 23_006, "dead", "finished_at", "now() - n * interval '1 second'")).await;
+    place.set_value("WORKER__COUNTS_INTERVAL", "100ms");
+    let worker = place.worker().await;
+    for (metric, wanted) in [
+        (r#"longshore_parked{on="not_before"}"#, 12_001.0),
+        (r#"longshore_parked{on="stop"}"#, 4.0),
+        (r#"longshore_ledger_requests{state="parked"}"#, 12_005.0),
+        (r#"longshore_ledger_requests{state="waiting"}"#, 6_000.0),
+        (r#"longshore_ledger_requests{state="dead"}"#, 5_001.0),
+        (r#"longshore_ledger_requests{state="running"}"#, 0.0),
+    ] {
+        let counted = async || (worker.metric(metric).await? == wanted).then_some(());
+        until(&format!("{metric} is {wanted}"), counted).await;
+    }
+}

@@ -56,12 +56,12 @@ where
     }
 
     async fn submit(&self, finish: Finish) -> Result<B::Answer, LedgerError> {
-        let key = finish.request.user_id.clone();
+        let request = Arc::clone(&finish.request);
         let lanes = match (finish.hold, &finish.verdict) {
             (Hold::Claimed(_), _) => &self.claimed,
             (Hold::Fresh(_), Verdict::Done) => &self.fresh,
             (Hold::Fresh(_), _) => &self.rest,
         };
-        lanes.submit(&key, finish).await
+        lanes.submit(&request.user_id, finish).await
     }
 }
