@@ -67,7 +67,7 @@ order: setup ## Show that each user's requests keep their order, under kills (mi
 	cargo build --release --locked --workspace --bins
 	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" order $(ARGS)
 
-storm: setup ## Show what a dependency in trouble costs the others (50 minutes; ARGS="--only dead" for one)
+storm: setup ## Show what a dependency in trouble costs the others (55 minutes; ARGS="--only dead" for one)
 	cargo build --release --locked --workspace --bins
 	@"$${CARGO_TARGET_DIR:-target}/release/longshore-dev" storm $(ARGS)
 

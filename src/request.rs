@@ -14,7 +14,7 @@ use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 pub(crate) use envelope::depth;
 pub use properties::Properties;
@@ -304,9 +304,13 @@ fn excerpt(text: &str) -> String {
 /// # Errors
 /// The text says what was found instead.
 pub fn instant(text: &str) -> Result<OffsetDateTime, String> {
-    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
+    let instant = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| {
         format!("`{}` is not an RFC 3339 time such as 2026-01-01T00:00:00Z", excerpt(text))
-    })
+    })?;
+    // Elsewhere it may still be the year 9999.
+    instant
+        .checked_to_offset(UtcOffset::UTC)
+        .ok_or_else(|| format!("`{}` lies beyond the year 9999 in UTC", excerpt(text)))
 }
 
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! `make storm`: what a dependency in trouble costs those who do not need it, and itself.
 //!
-//! A broker, a Postgres and a stub of its own for each; requests come in by the clock, most of which
-//! need no geocoder. One after the other it is dead, slow, failing, throttling, hanging, flapping, and
+//! A broker, a Postgres and a stub of its own for each trouble; requests come in by the clock, most of
+//! which need no geocoder. One after the other it is dead, slow, failing, throttling, hanging, flapping, and
 //! back with a crowd parked on it. For each of these the ages of the others before and during it are
 //! compared, and the account is drawn up of who died, what was charged, in which order the parked
 //! went on, and how many calls the geocoder had at once. At the end deadlines are tried.
@@ -72,9 +72,9 @@ impl Options {
         if trouble == Trouble::Crowd { self.gather } else { 0 }
     }
 
-    /// How long a phase may take, with the time in which the last are done.
+    /// How long a phase may take, with the start of its servers and the time in which the last are done.
     fn patience(&self) -> Duration {
-        Duration::from_secs(self.calm + self.gather + self.trouble + 960)
+        Duration::from_secs(self.calm + self.gather + self.trouble + 1_020)
     }
 }
 

@@ -45,8 +45,10 @@ pub(crate) async fn keep<K: Keeper>(
     // It may take a while, and looking goes on.
     let counted = stream::unfold((counting, BTreeSet::new()), async |(mut counting, mut seen)| {
         counting.tick().await;
-        handler.downstream.iter().for_each(Dependency::export);
-        Some((count(&handler, &mut seen).await, (counting, seen)))
+        let counts = count(&handler, &mut seen).await;
+        // Where it took longer than that, there is a rest all the same.
+        counting.reset();
+        Some((counts, (counting, seen)))
     });
     let mut counted = pin!(counted);
     loop {
@@ -58,7 +60,7 @@ pub(crate) async fn keep<K: Keeper>(
                     bounds.iter_mut().for_each(|bound| bound.counted(&counts));
                 }
             }
-            _ = looking.tick() => {}
+            _ = looking.tick() => handler.downstream.iter().for_each(Dependency::export),
         }
         let in_vain = in_vain(handler.gates());
         bounds.iter().for_each(|bound| bound.keep(&handler.pauses, &in_vain));

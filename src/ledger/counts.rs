@@ -44,7 +44,7 @@ impl Counts {
 }
 
 /// How long after a piece the next one is counted.
-const REST: Duration = Duration::from_millis(5);
+const REST: Duration = Duration::from_millis(2);
 
 /// Rows of a piece, as in the statements; ties come on top. With more of them Postgres would rather read
 /// all, and sort, where the table has not been vacuumed lately.
@@ -61,7 +61,7 @@ struct Part {
 }
 
 impl Ledger {
-    /// Counts what is not done. What changes meanwhile may be counted as it was or as it is.
+    /// Counts what is not done. What changes its state meanwhile may be counted twice, or not at all.
     ///
     /// # Errors
     /// [`LedgerError::Away`].
@@ -110,7 +110,8 @@ impl Ledger {
 }
 
 /// Each reads an index of its own from where the last piece ended: `$1` is what its last row is parked
-/// on, and `$2` its time. Most of those who are parked have no time when they are due.
+/// on, and `$2` its time. Most of those who are parked have no time when they are due, and those whose
+/// deadline is the end of time are due when nothing can be read any more.
 pub(super) const COUNTS: [&str; 3] = [
     "select 'parked', piece.parked_on, count(*), max(piece.received_at)
        from (select parked_on, received_at from longshore.requests
@@ -120,7 +121,7 @@ pub(super) const COUNTS: [&str; 3] = [
       group by piece.parked_on order by piece.parked_on",
     "select nullif(piece.state, 'parked'), $1::text, count(*), max(piece.due_at)
        from (select state, due_at from longshore.requests
-              where state in ('running', 'waiting', 'parked') and due_at > $2 and due_at < 'infinity'
+              where state in ('running', 'waiting', 'parked') and due_at > $2 and due_at < '9999-12-31'
               order by due_at
               fetch first 1000 rows with ties) piece
       group by piece.state",

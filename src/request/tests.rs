@@ -119,6 +119,17 @@ fn every_fault_is_named_at_once() {
 }
 
 #[test]
+fn a_time_is_one_in_utc_as_well() {
+    let until = |deadline: &str| {
+        format!(r#"{{"request_id":"r","kind":"k","user_id":"u","deadline":"{deadline}"}}"#)
+    };
+    assert!(decode(message(&until("9999-12-31T23:59:59Z"))).is_ok());
+    // To write this one down once brought down the lane that tried.
+    let reason = refused(&until("9999-12-31T23:59:59-01:00")).1;
+    assert_eq!(reason, "deadline `9999-12-31T23:59:59-01:00` lies beyond the year 9999 in UTC");
+}
+
+#[test]
 fn ids_and_users_have_bounds() {
     let with =
         |id: &str, user: &str| format!(r#"{{"request_id":{id},"kind":"k","user_id":{user}}}"#);

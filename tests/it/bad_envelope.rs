@@ -110,6 +110,7 @@ async fn a_time_that_is_no_time_is_refused() {
         ("tm-1", "deadline", json!("tomorrow")),
         ("tm-2", "not_before", json!("2026-01-01")),
         ("tm-3", "deadline", json!(1_700_000_000)),
+        ("tm-4", "deadline", json!("9999-12-31T23:59:59-01:00")),
     ] {
         place.broker.publish(envelope(id, json!({field: value}))).await;
         let row = place.until_dead(&worker, id, "invalid_envelope").await;

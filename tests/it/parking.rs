@@ -252,18 +252,22 @@ async fn all_that_is_not_done_is_counted_however_many_they_are() {
     let database = &place.database;
     let execute = async |sql: String| database.execute(&sql).await;
     execute(rows(1, 12_001, "parked", "due_at, parked_on", &parked("not_before"))).await;
-    execute(rows(12_002, 12_005, "parked", "due_at, parked_on", &parked("stop"))).await;
+    execute(rows(1_000_000, 1_001_499, "parked", "due_at, parked_on", &parked("stop"))).await;
     execute(rows(12_006, 18_005, "waiting", "due_at", hour)).await;
-    execute(rows(18_006, 23_006, "dead", "finished_at", "now() - n * interval '1 second'")).await;
+    execute(rows(18_006, 18_008, "running", "due_at", "now() + interval '2 hours'")).await;
+    execute(rows(20_000, 25_000, "dead", "finished_at", "now() - n / 3000 * interval '1 s'")).await;
+    // Its deadline was the last second that there is.
+    let never = "timestamptz '9999-12-31 23:59:59Z' + interval '1 second', 'not_before'";
+    execute(rows(30_000, 30_000, "parked", "due_at, parked_on", never)).await;
     place.set_value("WORKER__COUNTS_INTERVAL", "100ms");
     let worker = place.worker().await;
     for (metric, wanted) in [
-        (r#"longshore_parked{on="not_before"}"#, 12_001.0),
-        (r#"longshore_parked{on="stop"}"#, 4.0),
-        (r#"longshore_ledger_requests{state="parked"}"#, 12_005.0),
+        (r#"longshore_parked{on="not_before"}"#, 12_002.0),
+        (r#"longshore_parked{on="stop"}"#, 1_500.0),
+        (r#"longshore_ledger_requests{state="parked"}"#, 13_502.0),
         (r#"longshore_ledger_requests{state="waiting"}"#, 6_000.0),
         (r#"longshore_ledger_requests{state="dead"}"#, 5_001.0),
-        (r#"longshore_ledger_requests{state="running"}"#, 0.0),
+        (r#"longshore_ledger_requests{state="running"}"#, 3.0),
     ] {
         let counted = async || (worker.metric(metric).await? == wanted).then_some(());
         until(&format!("{metric} is {wanted}"), counted).await;

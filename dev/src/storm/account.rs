@@ -143,8 +143,9 @@ fn others(account: &mut Account, done: &[Done], sent: &Sent, moments: Moments, l
     }
 }
 
-/// The second with the most of those who were later than `most`, in milliseconds, and whether a
-/// worker had them by then: what stands still once is told from what is slow throughout.
+/// The second with the most of those who were later than `most`, in milliseconds, and how long the
+/// longest were on their way to a worker and in its hands: what stands still once is told from what is
+/// slow throughout.
 fn worst(done: &[Done], sent: &Sent, moments: Moments, most: f64) -> Option<String> {
     let mut seconds: HashMap<u64, (usize, f64, f64)> = HashMap::new();
     for done in done.iter().filter(|done| !done.needs) {

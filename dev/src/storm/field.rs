@@ -20,7 +20,6 @@ const QUIET: Duration = Duration::from_secs(900);
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) struct Field {
-    count: usize,
     workers: Vec<Worker>,
     pub(super) stage: Stage,
 }
@@ -29,7 +28,7 @@ impl Field {
     /// Servers, stub, database and queue, and workers that know of no trouble.
     pub(super) async fn open(workers: usize) -> anyhow::Result<Self> {
         let stage = Stage::of_the_example("storm").await?;
-        let mut field = Self { count: workers, workers: Vec::new(), stage };
+        let mut field = Self { workers: Vec::new(), stage };
         for number in 0..workers {
             let mut command = field.stage.settings.prepare()?;
             command.arg("run");
@@ -51,7 +50,7 @@ impl Field {
         read: impl Fn(&Value) -> Option<T>,
     ) -> anyhow::Result<Vec<T>> {
         let mut told = Vec::new();
-        for number in 0..self.count {
+        for number in 0..self.workers.len() {
             let text = tokio::fs::read_to_string(self.log(number)).await?;
             let lines = text.lines().filter(|line| line.contains(with));
             let lines = lines.filter_map(|line| serde_json::from_str(line).ok());
@@ -84,7 +83,9 @@ impl Field {
         let give_up = Instant::now() + QUIET;
         loop {
             let applied = self.events("steer.applied").await?;
-            if applied.iter().filter(|line| line["subject"] == subject).count() >= self.count {
+            if applied.iter().filter(|line| line["subject"] == subject).count()
+                >= self.workers.len()
+            {
                 return Ok(());
             }
             if Instant::now() > give_up {
@@ -135,7 +136,7 @@ impl Field {
     }
 
     pub(super) fn workers(&self) -> usize {
-        self.count
+        self.workers.len()
     }
 
     /// Waits until the queue is empty and nothing in the ledger is open.
