@@ -224,11 +224,11 @@ mod tests {
 
     #[test]
     fn a_few_wait_until_they_are_a_handful() {
-        let (mut release, now) = release(100.0, 1.0);
-        assert_eq!(release.allowed(now + ms(80)), 0, "nine");
-        assert_eq!(release.allowed(now + ms(90)), 10);
+        let (mut fast, now) = release(100.0, 1.0);
+        assert_eq!(fast.allowed(now + ms(80)), 0, "nine");
+        assert_eq!(fast.allowed(now + ms(90)), 10);
         // At less than ten a second each goes as soon as it may.
-        let (mut slow, now) = super::tests::release(5.0, 1.0);
+        let (mut slow, now) = release(5.0, 1.0);
         assert_eq!(slow.allowed(now), 1);
     }
 

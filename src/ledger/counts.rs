@@ -110,8 +110,8 @@ impl Ledger {
 }
 
 /// Each reads an index of its own from where the last piece ended: `$1` is what its last row is parked
-/// on, and `$2` its time. Most of those who are parked have no time when they are due, and those whose
-/// deadline is the end of time are due when nothing can be read any more.
+/// on, and `$2` its time. Most of those who are parked have no time when they are due. A time after the
+/// year 9999, a moment after the last deadline that there can be, could not be read.
 pub(super) const COUNTS: [&str; 3] = [
     "select 'parked', piece.parked_on, count(*), max(piece.received_at)
        from (select parked_on, received_at from longshore.requests
