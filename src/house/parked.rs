@@ -14,7 +14,7 @@ use tracing::warn;
 use crate::{
     downstream::Dependency,
     handler::Handler,
-    ledger::{Counts, Keeper, ORDER},
+    ledger::{Counts, Keeper, LedgerError, ORDER},
     pause::{Pauses, Reason},
     telemetry::metrics,
 };
@@ -71,7 +71,15 @@ async fn count<K: Keeper>(handler: &Handler<K>, seen: &mut BTreeSet<String>) -> 
     if handler.pauses.contains(&Reason::Postgres) {
         return None;
     }
-    let counts = handler.ledger.counts().await.ok()?;
+    let counts = match handler.ledger.counts().await {
+        Ok(counts) => counts,
+        // Told by who notices it.
+        Err(LedgerError::Away(_)) => return None,
+        Err(error) => {
+            warn!(event = "ledger.count_failed", %error, "what is not done could not be counted");
+            return None;
+        }
+    };
     export(&counts, seen);
     handler.counted(&counts);
     let names = counts.parked.iter().map(|(on, _)| on.as_str());
