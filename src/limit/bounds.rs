@@ -170,7 +170,8 @@ impl Bounds {
     }
 
     /// How many of those that are parked are to be brought up now: as many as have room, and a short
-    /// line behind them.
+    /// line behind them. A line is left alone while it is more than half as long as it may be: it goes on
+    /// without more, and to look for one or two costs the ledger as much as for a dozen.
     pub(crate) fn room(&self) -> usize {
         let quarter = |of: f64| ((of / 4.0) as usize).clamp(1, LONGEST_LINE);
         let places =
@@ -184,7 +185,8 @@ impl Bounds {
         // In a long line of those who have just come, the parked ones would be few.
         let pulled = self.pulled.load(Relaxed);
         let beside = self.waiting().saturating_sub(pulled).min(NO_LIMIT) / 2;
-        room.max(beside).saturating_sub(pulled)
+        let most = room.max(beside);
+        if pulled > most / 2 { 0 } else { most - pulled }
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -292,6 +294,19 @@ mod tests {
         assert_eq!((bounds.room(), bounds.waiting()), (0, 2));
         drop((held, line));
         assert_eq!((bounds.room(), bounds.waiting()), (10, 0));
+    }
+
+    #[test]
+    fn a_line_is_filled_again_once_half_of_it_is_gone() {
+        let bounds = bounds(Some(64));
+        let enter = || bounds.enter(false).now_or_never().flatten().unwrap();
+        let _held: Vec<_> = (0..64).map(|_| enter()).collect();
+        let mut line: Vec<_> = (0..16).map(|_| bounds.in_line(true)).collect();
+        let mut room = Vec::new();
+        while line.pop().is_some() {
+            room.push(bounds.room());
+        }
+        assert_eq!(room, [0, 0, 0, 0, 0, 0, 0, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
     }
 
     #[tokio::test(start_paused = true)]
