@@ -50,7 +50,7 @@ pub struct Options {
     /// How often each is measured [default: 5].
     #[arg(long)]
     rounds: Option<usize>,
-    /// How many requests each measurement works off; the fastest ways take three and six times as many
+    /// How many requests each measurement works off; fast ways take two to six times as many
     /// [default: 60000].
     #[arg(long)]
     requests: Option<usize>,

@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,6 +27,13 @@ use super::{
 };
 use crate::{fail, outcome::Settlement, telemetry::metrics};
 
+/// From this prefetch on what is told to the broker rests in between: every acknowledgement, however
+/// many deliveries it is about, is an entry in the log of a quorum queue. It cannot use up the prefetch
+/// meanwhile unless more than 100,000 a second are settled.
+const ROOMY: u16 = 1024;
+/// For so long.
+const REST: Duration = Duration::from_millis(10);
+
 /// Where tickets of one epoch leave what became of their delivery. Never blocks for longer than
 /// another ticket's mark. It holds one small slot per delivery that the broker has not heard of, and
 /// when it was told of them, hence no more than twice the prefetch.
@@ -35,6 +42,10 @@ pub(super) struct Desk {
     epoch: u64,
     state: Mutex<State>,
     rung: Notify,
+    /// Rung when it takes no more marks.
+    over: Notify,
+    /// Whether the prefetch leaves room for a rest.
+    roomy: AtomicBool,
     /// Where deliveries keep an order: cancelled when one was given back. RabbitMQ would deliver it
     /// again behind what is out already, so it is not told, and everything goes back with the channel.
     returned: Option<CancellationToken>,
@@ -60,15 +71,34 @@ enum Phase {
 
 impl Desk {
     pub(super) fn new(epoch: u64, lost: Arc<AtomicU64>) -> Arc<Self> {
-        let state = Mutex::new(State { watermark: Watermark::new(), phase: Phase::Open });
-        Arc::new(Self { epoch, state, rung: Notify::new(), returned: None, lost })
+        Arc::new(Self::with(epoch, lost, None))
     }
 
     /// The same for a queue in order.
     pub(super) fn in_order(epoch: u64, lost: Arc<AtomicU64>) -> Arc<Self> {
+        Arc::new(Self::with(epoch, lost, Some(CancellationToken::new())))
+    }
+
+    fn with(epoch: u64, lost: Arc<AtomicU64>, returned: Option<CancellationToken>) -> Self {
         let state = Mutex::new(State { watermark: Watermark::new(), phase: Phase::Open });
-        let returned = Some(CancellationToken::new());
-        Arc::new(Self { epoch, state, rung: Notify::new(), returned, lost })
+        let (rung, over, roomy) = (Notify::new(), Notify::new(), AtomicBool::new(false));
+        Self { epoch, state, rung, over, roomy, returned, lost }
+    }
+
+    /// There is a subscription with this prefetch.
+    pub(super) fn subscribed(&self, prefetch: u16) {
+        self.roomy.store(prefetch >= ROOMY, Ordering::Relaxed);
+    }
+
+    /// Completes when the broker may be told again.
+    async fn rest(&self) {
+        if self.roomy.load(Ordering::Relaxed) {
+            tokio::select! {
+                biased;
+                () = self.over.notified() => {}
+                () = tokio::time::sleep(REST) => {}
+            }
+        }
     }
 
     /// Completes when the channel is to be given up, for something was given back that keeps an order.
@@ -138,6 +168,7 @@ impl Desk {
         }
         drop(state);
         self.rung.notify_one();
+        self.over.notify_one();
     }
 
     /// The channel is gone: what is marked and unsent is lost, and so is every mark to come.
@@ -147,6 +178,7 @@ impl Desk {
         state.phase = Phase::Closed;
         drop(state);
         self.rung.notify_one();
+        self.over.notify_one();
         self.lose(unsent);
     }
 
@@ -244,6 +276,9 @@ pub(super) async fn run(
             if let Err(trouble) = send(&channel, &batch, deadline, &mut unsent).await {
                 desk.close();
                 return Err(trouble);
+            }
+            if phase == Phase::Open {
+                desk.rest().await;
             }
             continue;
         }

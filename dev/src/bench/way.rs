@@ -119,6 +119,7 @@ impl Way {
         match self {
             Self::Raw | Self::UpdateBatch => 6,
             Self::Update | Self::UpdateLines | Self::Refused1 => 3,
+            Self::Client | Self::Call => 2,
             _ => 1,
         }
     }

@@ -43,9 +43,10 @@ struct Noted {
 impl Notes {
     async fn slowly() {
         let mut looked = false;
-        poll_fn(
-            |_| if std::mem::replace(&mut looked, true) { Poll::Ready(()) } else { Poll::Pending },
-        )
+        poll_fn(|context| {
+            context.waker().wake_by_ref();
+            if std::mem::replace(&mut looked, true) { Poll::Ready(()) } else { Poll::Pending }
+        })
         .await;
     }
 }
@@ -61,6 +62,27 @@ impl Frames for Notes {
         Self::slowly().await;
         self.0.lock().unwrap().up_to.push(tag);
         Ok(())
+    }
+}
+
+/// Five that end one millisecond after the other, and how many frames say so.
+#[tokio::test(start_paused = true)]
+async fn where_the_prefetch_leaves_room_acknowledgements_go_together() {
+    for (prefetch, frames) in [(ROOMY - 1, 5), (ROOMY, 2)] {
+        let (notes, desk) = (Notes::default(), Desk::new(1, Arc::default()));
+        desk.subscribed(prefetch);
+        (1..=5).for_each(|tag| desk.register(tag));
+        let within = Duration::from_secs(60);
+        let settler = tokio::spawn(run(desk.clone(), notes.clone(), within, within));
+        for tag in 1..=5 {
+            desk.tell(tag, Settlement::Ack);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(2 * REST).await;
+        let Noted { up_to, .. } = notes.0.lock().unwrap().clone();
+        assert_eq!((up_to.len(), up_to.last()), (frames, Some(&5)), "{prefetch}: {up_to:?}");
+        desk.seal();
+        assert!(settler.await.unwrap().is_ok());
     }
 }
 
@@ -88,7 +110,8 @@ fn orders(acts: &[Act]) -> Vec<Vec<Act>> {
 }
 
 /// Three tickets and the end of the channel, in every order, with the settler getting its turn after
-/// each of them or not: the lock makes each a single step, so these are all the ways there are.
+/// each of them or not, and resting or not: the lock makes each a single step, so these are all the
+/// ways there are.
 #[tokio::test(start_paused = true)]
 async fn whatever_the_order_each_ticket_is_sent_as_told_or_counted_as_lost() {
     let tickets = [(1, Settlement::Ack), (2, Settlement::Ack), (3, Settlement::GiveBack)];
@@ -97,10 +120,13 @@ async fn whatever_the_order_each_ticket_is_sent_as_told_or_counted_as_lost() {
     for end in [Act::Seal, Act::Close] {
         acts.push(end);
         for order in orders(&acts) {
-            for turns in 0..1_u32 << (2 * order.len()) {
+            for (turns, prefetch) in
+                (0..1_u32 << (2 * order.len())).flat_map(|turns| [(turns, 1), (turns, ROOMY)])
+            {
                 ways += 1;
                 let (lost, notes) = (Arc::new(AtomicU64::new(0)), Notes::default());
                 let desk = Desk::new(1, lost.clone());
+                desk.subscribed(prefetch);
                 (1..=3).for_each(|tag| desk.register(tag));
                 let gap = Duration::from_secs(60);
                 let mut settler = pin!(run(desk.clone(), notes.clone(), gap, gap));
@@ -141,5 +167,5 @@ async fn whatever_the_order_each_ticket_is_sent_as_told_or_counted_as_lost() {
         }
         acts.pop();
     }
-    assert_eq!(ways, 2 * 24 * 256);
+    assert_eq!(ways, 2 * 2 * 24 * 256);
 }
