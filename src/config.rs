@@ -139,7 +139,9 @@ impl Config {
         // Twice, so that the next messages are here when slots become free.
         let prefetch =
             u16::try_from(config.worker.concurrency.saturating_mul(2)).unwrap_or(u16::MAX);
-        config.queue.prefetch.get_or_insert(prefetch.max(1));
+        let prefetch = *config.queue.prefetch.get_or_insert(prefetch.max(1));
+        let ahead = usize::from(prefetch).saturating_sub(config.worker.concurrency);
+        config.queue.ahead = u16::try_from(ahead).unwrap_or(u16::MAX);
         if let Some(most) = config.worker.slots(config.worker.kind_share) {
             for kind in config.kinds.values_mut().chain([&mut config.default_kind]) {
                 kind.max_in_flight = Some(kind.max_in_flight.map_or(most, |own| own.min(most)));
@@ -154,7 +156,7 @@ impl Config {
     /// How many deliveries may wait for a limit without a slot: a half of what is prefetched beyond the
     /// slots. The other half keeps the slots busy.
     pub(crate) fn may_wait(&self) -> usize {
-        usize::from(self.queue.prefetch()).saturating_sub(self.worker.concurrency) / 2
+        usize::from(self.queue.ahead) / 2
     }
 }
 

@@ -98,10 +98,12 @@ impl<K: Keeper> Handler<K> {
         started.collect()
     }
 
-    /// How many slots are worth taking for what may be let go, between the looks for all.
+    /// How many slots are worth taking for what may be let go, between the looks for all. Those find also
+    /// what is not worth a look of its own: somebody else's may stand in a limit's line for long.
     pub(crate) fn may_let_go(&self) -> usize {
         let dependencies = self.downstream.iter().map(|dependency| dependency.may_let_go().0);
-        let limits = self.limits().map(|(_, most)| most);
+        let worth = |(bounds, _): &(&Bounds, usize)| bounds.is_worth_a_look();
+        let limits = self.limits().filter(worth).map(|(_, most)| most);
         let all = dependencies.chain(limits).fold(0, usize::saturating_add);
         let shares = if self.lobby.on_shares.any() { usize::MAX } else { 0 };
         all.saturating_mul(2).max(shares)

@@ -170,9 +170,21 @@ impl Bounds {
     }
 
     /// How many of those that are parked are to be brought up now: as many as have room, and a short
-    /// line behind them. A line is left alone while it is more than half as long as it may be: it goes on
-    /// without more, and to look for one or two costs the ledger as much as for a dozen.
+    /// line behind them.
     pub(crate) fn room(&self) -> usize {
+        let (most, pulled) = self.line();
+        most.saturating_sub(pulled)
+    }
+
+    /// Whether to look for them is worth a visit to the ledger. A line is left alone while it is more than
+    /// half as long as it may be: it goes on without more, and one or two cost as much as a dozen.
+    pub(crate) fn is_worth_a_look(&self) -> bool {
+        let (most, pulled) = self.line();
+        pulled <= most / 2
+    }
+
+    /// How long the line of those that were brought up may be, and how long it is.
+    fn line(&self) -> (usize, usize) {
         let quarter = |of: f64| ((of / 4.0) as usize).clamp(1, LONGEST_LINE);
         let places =
             self.most().map(|most| most.saturating_sub(self.places.taken()) + quarter(most as f64));
@@ -185,8 +197,7 @@ impl Bounds {
         // In a long line of those who have just come, the parked ones would be few.
         let pulled = self.pulled.load(Relaxed);
         let beside = self.waiting().saturating_sub(pulled).min(NO_LIMIT) / 2;
-        let most = room.max(beside);
-        if pulled > most / 2 { 0 } else { most - pulled }
+        (room.max(beside), pulled)
     }
 
     pub(crate) fn standing(&self) -> Standing {
@@ -297,16 +308,15 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_filled_again_once_half_of_it_is_gone() {
+    fn a_line_is_worth_a_look_once_half_of_it_is_gone() {
         let bounds = bounds(Some(64));
         let enter = || bounds.enter(false).now_or_never().flatten().unwrap();
         let _held: Vec<_> = (0..64).map(|_| enter()).collect();
         let mut line: Vec<_> = (0..16).map(|_| bounds.in_line(true)).collect();
-        let mut room = Vec::new();
-        while line.pop().is_some() {
-            room.push(bounds.room());
+        for gone in 1..=16 {
+            line.pop();
+            assert_eq!((bounds.room(), bounds.is_worth_a_look()), (gone, gone >= 8));
         }
-        assert_eq!(room, [0, 0, 0, 0, 0, 0, 0, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -119,7 +119,7 @@ impl Epoch {
         // Before the subscription: a consumer's prefetch is fixed when it begins.
         let qos = self.channel.basic_qos(prefetch, BasicQosOptions { global: false });
         within(settings.operation_timeout, "setting the prefetch", qos).await?;
-        self.desk.subscribed(prefetch);
+        self.desk.subscribed(settings.ahead.min(prefetch));
         self.subscriptions += 1;
         let tag = format!("{}.{}.{}", shared.name, self.desk.epoch(), self.subscriptions);
         let consume = self.channel.basic_consume(

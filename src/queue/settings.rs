@@ -37,6 +37,9 @@ pub struct Settings {
     /// How many deliveries the broker hands out ahead of their acknowledgement. Where nothing is
     /// said, the configuration makes it twice the worker's concurrency.
     pub prefetch: Option<u16>,
+    /// How many of them nobody works: those beyond the worker's concurrency. Follows from the two.
+    #[serde(skip)]
+    pub ahead: u16,
     /// How often the broker delivers one message before it is dead-lettered. It only stops what
     /// the client library cannot even read; give-backs count towards it on RabbitMQ before 4.3.
     pub delivery_limit: u32,
@@ -98,6 +101,7 @@ impl Settings {
             exchange: self.ordered_exchange.clone(),
             binding: "#".to_owned(),
             prefetch: Some(ORDERED_PREFETCH),
+            ahead: 0,
             in_order: true,
             ..self.clone()
         }
@@ -240,6 +244,7 @@ impl Settings {
             poll_interval: Duration::from_secs(5),
             pause_hold: Duration::from_secs(2),
             in_order: false,
+            ahead: 0,
         }
     }
 }

@@ -27,11 +27,11 @@ use super::{
 };
 use crate::{fail, outcome::Settlement, telemetry::metrics};
 
-/// From this prefetch on what is told to the broker rests in between: every acknowledgement, however
-/// many deliveries it is about, is an entry in the log of a quorum queue. It cannot use up the prefetch
-/// meanwhile unless more than 100,000 a second are settled.
+/// Where the prefetch has so many more than there are slots, the broker is not told at once: every
+/// acknowledgement, however many deliveries it is about, is an entry in the log of a quorum queue. No
+/// slot is empty for it unless more than 100,000 a second are settled.
 const ROOMY: u16 = 1024;
-/// For so long.
+/// How long it rests in between.
 const REST: Duration = Duration::from_millis(10);
 
 /// Where tickets of one epoch leave what became of their delivery. Never blocks for longer than
@@ -85,9 +85,9 @@ impl Desk {
         Self { epoch, state, rung, over, roomy, returned, lost }
     }
 
-    /// There is a subscription with this prefetch.
-    pub(super) fn subscribed(&self, prefetch: u16) {
-        self.roomy.store(prefetch >= ROOMY, Ordering::Relaxed);
+    /// There is a subscription whose prefetch has so many more than there are slots.
+    pub(super) fn subscribed(&self, ahead: u16) {
+        self.roomy.store(ahead >= ROOMY, Ordering::Relaxed);
     }
 
     /// Completes when the broker may be told again.

@@ -63,6 +63,7 @@ pub(crate) async fn settings(prefix: &str) -> Settings {
         poll_interval: Duration::from_millis(200),
         pause_hold: Duration::from_millis(100),
         in_order: false,
+        ahead: 0,
     }
 }
 

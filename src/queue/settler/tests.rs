@@ -68,9 +68,9 @@ impl Frames for Notes {
 /// Five that end one millisecond after the other, and how many frames say so.
 #[tokio::test(start_paused = true)]
 async fn where_the_prefetch_leaves_room_acknowledgements_go_together() {
-    for (prefetch, frames) in [(ROOMY - 1, 5), (ROOMY, 2)] {
+    for (ahead, frames) in [(ROOMY - 1, 5), (ROOMY, 2)] {
         let (notes, desk) = (Notes::default(), Desk::new(1, Arc::default()));
-        desk.subscribed(prefetch);
+        desk.subscribed(ahead);
         (1..=5).for_each(|tag| desk.register(tag));
         let within = Duration::from_secs(60);
         let settler = tokio::spawn(run(desk.clone(), notes.clone(), within, within));
@@ -80,7 +80,7 @@ async fn where_the_prefetch_leaves_room_acknowledgements_go_together() {
         }
         tokio::time::sleep(2 * REST).await;
         let Noted { up_to, .. } = notes.0.lock().unwrap().clone();
-        assert_eq!((up_to.len(), up_to.last()), (frames, Some(&5)), "{prefetch}: {up_to:?}");
+        assert_eq!((up_to.len(), up_to.last()), (frames, Some(&5)), "{ahead}: {up_to:?}");
         desk.seal();
         assert!(settler.await.unwrap().is_ok());
     }
@@ -120,13 +120,13 @@ async fn whatever_the_order_each_ticket_is_sent_as_told_or_counted_as_lost() {
     for end in [Act::Seal, Act::Close] {
         acts.push(end);
         for order in orders(&acts) {
-            for (turns, prefetch) in
-                (0..1_u32 << (2 * order.len())).flat_map(|turns| [(turns, 1), (turns, ROOMY)])
+            for (turns, ahead) in
+                (0..1_u32 << (2 * order.len())).flat_map(|turns| [(turns, 0), (turns, ROOMY)])
             {
                 ways += 1;
                 let (lost, notes) = (Arc::new(AtomicU64::new(0)), Notes::default());
                 let desk = Desk::new(1, lost.clone());
-                desk.subscribed(prefetch);
+                desk.subscribed(ahead);
                 (1..=3).for_each(|tag| desk.register(tag));
                 let gap = Duration::from_secs(60);
                 let mut settler = pin!(run(desk.clone(), notes.clone(), gap, gap));
