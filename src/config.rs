@@ -136,10 +136,11 @@ impl Config {
             ) => Self { worker, queue, ledger, admin, log, default_kind, dependencies, kinds },
             _ => return Err(layers.into_mistakes()),
         };
-        // Twice, so that the next messages are here when slots become free.
-        let prefetch =
-            u16::try_from(config.worker.concurrency.saturating_mul(2)).unwrap_or(u16::MAX);
-        let prefetch = *config.queue.prefetch.get_or_insert(prefetch.max(1));
+        // Half as many more, so that the next messages are here when slots become free. Where nearly all
+        // of them wait for one limit, each waits for as long as those before it take: not many more.
+        let slots = config.worker.concurrency;
+        let prefetch = u16::try_from(slots.saturating_add((slots / 2).max(1))).unwrap_or(u16::MAX);
+        let prefetch = *config.queue.prefetch.get_or_insert(prefetch);
         let ahead = usize::from(prefetch).saturating_sub(config.worker.concurrency);
         config.queue.ahead = u16::try_from(ahead).unwrap_or(u16::MAX);
         if let Some(most) = config.worker.slots(config.worker.kind_share) {

@@ -35,7 +35,7 @@ pub struct Settings {
     /// looked for.
     pub declare: bool,
     /// How many deliveries the broker hands out ahead of their acknowledgement. Where nothing is
-    /// said, the configuration makes it twice the worker's concurrency.
+    /// said, the configuration makes it one and a half times the worker's concurrency.
     pub prefetch: Option<u16>,
     /// How many of them nobody works: those beyond the worker's concurrency. Follows from the two.
     #[serde(skip)]
