@@ -26,12 +26,16 @@ async fn on_a_server(test: &str) -> (Place, Postgres, Private) {
 /// Waits until the worker pauses and says so; the line of its log that says why.
 async fn until_away(worker: &Worker) -> Value {
     let away = worker.until_event("ledger.away").await;
+    until_paused(worker).await;
+    away
+}
+
+async fn until_paused(worker: &Worker) {
     until("the readiness probe names postgres", async || {
         let (status, body) = worker.get("/health/ready").await?;
         (status == 200 && body.contains("\"paused\"") && body.contains("postgres")).then_some(())
     })
     .await;
-    away
 }
 
 /// Waits until the log tells of this reason, the first one or a later one of the outage.
@@ -126,6 +130,9 @@ async fn a_password_that_is_changed_under_the_worker_is_told_and_waited_for() {
     place.database.execute(END_SESSIONS).await;
     until_away(&worker).await;
     until_told(&worker, "SQLSTATE 28P01").await;
+    // One that was let in before, and was no session yet.
+    place.database.execute(END_SESSIONS).await;
+    until_paused(&worker).await;
     nothing_is_done_meanwhile(&place, &worker, &mut load).await;
     let log = worker.log();
     assert!(!log.iter().any(|line| line.to_string().contains("hand:old")), "no password is told");
@@ -171,6 +178,8 @@ async fn a_server_that_takes_no_more_sessions_is_waited_for() {
     place.database.execute(END_SESSIONS).await;
     until_away(&worker).await;
     until_told(&worker, "SQLSTATE 53300").await;
+    place.database.execute(END_SESSIONS).await;
+    until_paused(&worker).await;
     nothing_is_done_meanwhile(&place, &worker, &mut load).await;
     place.database.execute("alter role hand connection limit -1").await;
     nothing_was_harmed(&place, &load, worker).await;
