@@ -141,7 +141,7 @@ impl Config {
         let slots = config.worker.concurrency;
         let prefetch = u16::try_from(slots.saturating_add((slots / 2).max(1))).unwrap_or(u16::MAX);
         let prefetch = *config.queue.prefetch.get_or_insert(prefetch);
-        let ahead = usize::from(prefetch).saturating_sub(config.worker.concurrency);
+        let ahead = usize::from(prefetch).saturating_sub(slots);
         config.queue.ahead = u16::try_from(ahead).unwrap_or(u16::MAX);
         if let Some(most) = config.worker.slots(config.worker.kind_share) {
             for kind in config.kinds.values_mut().chain([&mut config.default_kind]) {

@@ -3,7 +3,8 @@
 //!
 //! JSON itself asks only for the first 32 control characters. A line is also read with `less` and
 //! `kubectl logs`, where C1 controls are escape sequences, some programs break lines at U+2028,
-//! and direction marks show one text and mean another: all of these are written as `\u` and four hex digits.
+//! and direction marks show one text and mean another: all of these are written as `\u` and four hex
+//! digits.
 //! <https://owasp.org/www-community/attacks/Log_Injection>, <https://trojansource.codes>
 
 use std::fmt::{self, Write};

@@ -178,6 +178,7 @@ async fn a_server_that_takes_no_more_sessions_is_waited_for() {
     place.database.execute(END_SESSIONS).await;
     until_away(&worker).await;
     until_told(&worker, "SQLSTATE 53300").await;
+    // See above.
     place.database.execute(END_SESSIONS).await;
     until_paused(&worker).await;
     nothing_is_done_meanwhile(&place, &worker, &mut load).await;
