@@ -29,6 +29,9 @@ use crate::{
 /// the shares of all users.
 const FOR_ONE: usize = 2;
 
+/// However slowly a line goes on, so many may wait in it.
+const A_FEW: usize = 16;
+
 /// So large a part of the slots may be held by the requests of one dependency that are before their
 /// calls or in them, even if its limit is small, where calls are fast: claims take their time, too.
 const A_QUARTER: usize = 4;
@@ -83,7 +86,15 @@ impl Lobby {
     /// A place among those who wait without a slot. Where nearly all that comes waits for the same and its
     /// line goes on fast, whoever comes from the queue may join it, for to wait costs less than to be
     /// parked: what is prefetched bounds it.
-    fn aside(&self, full: &Full<'_>, user: &str, hold: Hold) -> Option<Aside<'_>> {
+    /// Elsewhere a line is no longer than what gets in within half of the time that anybody waits: the
+    /// parked ones join it, too, and who has waited in vain is parked all the same.
+    fn aside(
+        &self,
+        full: &Full<'_>,
+        user: &str,
+        hold: Hold,
+        patience: Duration,
+    ) -> Option<Aside<'_>> {
         let fits = match full {
             Full::Share(shares) => {
                 let all = self.most_aside - self.aside.available_permits();
@@ -95,7 +106,8 @@ impl Lobby {
                 if fresh && bounds.is_brisk(self.crowd.lately()) {
                     return Some(Aside { _place: None, most: Some(2 * LATELY) });
                 }
-                bounds.waiting() < self.most_aside.div_ceil(FOR_ONE)
+                let most = bounds.within(patience / 2).max(A_FEW);
+                bounds.waiting() < most.min(self.most_aside.div_ceil(FOR_ONE))
             }
         };
         let place = if fits { self.aside.try_acquire().ok() } else { None };
@@ -276,7 +288,11 @@ impl<K: Keeper> Handler<K> {
         let (has_room, suspect) = (attempt.has_room, attempt.crashes > 0);
         let behind = if attempt.is_let_go() { None } else { way.behind(&full) };
         let stays = has_room || suspect;
-        let aside = if stays || behind.is_some() { None } else { lobby.aside(&full, user, hold) };
+        let aside = if stays || behind.is_some() {
+            None
+        } else {
+            lobby.aside(&full, user, hold, kind.timeout)
+        };
         if aside.is_none() && !stays {
             metrics::limited(full.on(), "parked");
             // Others need it more while this is written.

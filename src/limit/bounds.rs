@@ -1,13 +1,19 @@
 //! The limits of one kind or one dependency, and what is known of those that are parked on them.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{Limit, PARKED_ON, PerSecond, Place, Rate, WhenFull, pace::Pace};
+use super::{
+    Limit, PARKED_ON, PerSecond, Place, Rate, WhenFull,
+    pace::{LATELY, Pace},
+};
 
 /// As good as none.
 const UNBOUNDED: usize = 1 << 30;
@@ -146,13 +152,23 @@ impl Bounds {
     }
 
     /// Whether the line for it is so short, or goes on so fast, that who joins it now gets in within
-    /// [`LATELY`](super::LATELY); and whether, of all requests that came lately, nearly all came to it, so
+    /// [`LATELY`](LATELY); and whether, of all requests that came lately, nearly all came to it, so
     /// that the line holds up next to nobody else.
     pub(crate) fn is_brisk(&self, all: usize) -> bool {
-        self.waiting() < self.lately() && all - all / NEARLY <= lately(&self.wanted)
+        self.waiting() < self.within(LATELY) && all - all / NEARLY <= lately(&self.wanted)
     }
 
-    /// How many got in within [`LATELY`](super::LATELY).
+    /// How many get in within so long if it goes on as of late; any number while nobody knows yet.
+    pub(crate) fn within(&self, time: Duration) -> usize {
+        let (mut pace, now) =
+            (self.pace.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        match pace.is_new(now) {
+            true => usize::MAX,
+            false => (pace.lately(now) as f64 * time.div_duration_f64(LATELY)) as usize,
+        }
+    }
+
+    /// How many got in within [`LATELY`](LATELY).
     pub(crate) fn lately(&self) -> usize {
         lately(&self.pace)
     }
@@ -322,15 +338,21 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_line_is_brisk_while_it_is_shorter_than_what_it_let_in_lately() {
         let bounds = bounds(Some(1));
-        assert!(!bounds.is_brisk(0), "nobody knows yet");
-        (0..3).for_each(|_| drop(bounds.enter(false).now_or_never().flatten().unwrap()));
+        assert!(!bounds.is_brisk(0), "nobody got in yet");
+        let enter =
+            || (0..3).for_each(|_| drop(bounds.enter(false).now_or_never().flatten().unwrap()));
+        enter();
+        assert_eq!(bounds.within(LATELY), usize::MAX);
+        tokio::time::advance(LATELY).await;
+        enter();
+        assert_eq!((bounds.within(LATELY), bounds.within(LATELY * 5 / 2)), (3, 7));
         (0..38).for_each(|_| bounds.comes());
         let mut line: Vec<_> = (0..2).map(|_| bounds.in_line(false)).collect();
         assert!(bounds.is_brisk(42) && !bounds.is_brisk(43), "of 43 five are others");
         line.push(bounds.in_line(false));
         assert!(!bounds.is_brisk(38), "three are in line, and three got in");
         line.clear();
-        tokio::time::advance(2 * crate::limit::LATELY).await;
+        tokio::time::advance(2 * LATELY).await;
         assert!(!bounds.is_brisk(0), "it has come to a halt");
     }
 

@@ -20,11 +20,13 @@ pub(super) struct Pace {
     /// From then on, and in the same time before.
     now: usize,
     before: usize,
+    /// It is the first such time, or the first after a rest.
+    first: bool,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, now: 0, before: 0 }
+        Self { since: now, now: 0, before: 0, first: true }
     }
 
     /// So many more came.
@@ -39,14 +41,22 @@ impl Pace {
         self.now.max(self.before)
     }
 
+    /// Whether those who came are the first of all, or after a rest, so that nobody knows yet how many it
+    /// will be.
+    pub(super) fn is_new(&mut self, now: Instant) -> bool {
+        self.roll(now);
+        self.first && self.now > 0
+    }
+
     fn roll(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.since);
         if passed < LATELY {
             return;
         }
-        self.before = if passed < 2 * LATELY { self.now } else { 0 };
+        self.first = passed >= 2 * LATELY || (self.now, self.before) == (0, 0);
+        self.before = if self.first { 0 } else { self.now };
         self.now = 0;
-        self.since = if passed < 2 * LATELY { self.since + LATELY } else { now };
+        self.since = if self.first { now } else { self.since + LATELY };
     }
 }
 
@@ -97,6 +107,23 @@ mod tests {
         assert_eq!(pace.lately(now), 0);
         pace.count(1, now);
         assert_eq!(pace.lately(now + 3 * LATELY), 0);
+    }
+
+    #[test]
+    fn nobody_knows_the_pace_of_the_first_ones_yet() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        assert!(!pace.is_new(begin), "nobody has come");
+        let first = begin + LATELY * 3 / 2;
+        pace.count(1, first);
+        assert!(pace.is_new(first + LATELY / 2));
+        assert!(!pace.is_new(first + LATELY), "it is one in that time");
+        pace.count(1, first + LATELY);
+        assert!(!pace.is_new(first + LATELY));
+        let rested = first + 4 * LATELY;
+        assert!(!pace.is_new(rested), "it came to a halt");
+        pace.count(1, rested);
+        assert!(pace.is_new(rested));
     }
 
     #[test]
