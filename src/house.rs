@@ -4,9 +4,10 @@ mod helm;
 pub(crate) mod parked;
 mod upkeep;
 
-use std::{collections::BTreeMap, process, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, panic::resume_unwind, process, sync::Arc, time::Duration};
 
 use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use self::{helm::Helm, upkeep::House};
@@ -187,7 +188,10 @@ async fn work(
         stop.asked().await;
         queue.lost() + ordered.as_ref().map_or(0, Queue::lost)
     };
-    let (mut drained, lost_before) = tokio::join!(worker.run(inbox, in_order), lost_before);
+    // On a thread of the runtime, where the tasks it begins need not be handed over to another.
+    let worker = AbortOnDropHandle::new(tokio::spawn(worker.run(inbox, in_order)));
+    let (drained, lost_before) = tokio::join!(worker, lost_before);
+    let mut drained = drained.unwrap_or_else(|error| resume_unwind(error.into_panic()));
     let (mut closed, in_order) = tokio::join!(queue.close(CLOSE_QUEUE), async {
         match ordered {
             Some(ordered) => Some(ordered.close(CLOSE_QUEUE).await),
