@@ -364,3 +364,6 @@ impl<K: Keeper> Handler<K> {
         self.settle_unstarted(Arc::clone(request), parked, hold, attempt).await
     }
 }
+
+#[cfg(test)]
+mod tests;
