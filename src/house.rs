@@ -190,8 +190,8 @@ async fn work(
     };
     // On a thread of the runtime, where the tasks it begins need not be handed over to another.
     let worker = AbortOnDropHandle::new(tokio::spawn(worker.run(inbox, in_order)));
-    let (drained, lost_before) = tokio::join!(worker, lost_before);
-    let mut drained = drained.unwrap_or_else(|error| resume_unwind(error.into_panic()));
+    let worked = async { worker.await.unwrap_or_else(|error| resume_unwind(error.into_panic())) };
+    let (mut drained, lost_before) = tokio::join!(worked, lost_before);
     let (mut closed, in_order) = tokio::join!(queue.close(CLOSE_QUEUE), async {
         match ordered {
             Some(ordered) => Some(ordered.close(CLOSE_QUEUE).await),

@@ -83,11 +83,11 @@ impl Lobby {
         self.crowd.comes();
     }
 
-    /// A place among those who wait without a slot. Where nearly all that comes waits for the same and its
-    /// line goes on fast, whoever comes from the queue may join it, for to wait costs less than to be
+    /// A place among those who wait without a slot, while the line is no longer than what gets in within
+    /// half of the time that anybody waits: the parked ones join it, too, and who has waited in vain is
+    /// parked all the same. Where nearly all that comes waits for the same and its line goes on fast,
+    /// whoever else comes from the queue may join it for a while, for to wait costs less than to be
     /// parked: what is prefetched bounds it.
-    /// Elsewhere a line is no longer than what gets in within half of the time that anybody waits: the
-    /// parked ones join it, too, and who has waited in vain is parked all the same.
     fn aside(
         &self,
         full: &Full<'_>,
@@ -95,23 +95,23 @@ impl Lobby {
         hold: Hold,
         patience: Duration,
     ) -> Option<Aside<'_>> {
-        let fits = match full {
+        let (fits, brisk) = match full {
             Full::Share(shares) => {
                 let all = self.most_aside - self.aside.available_permits();
-                all < self.most_aside / FOR_ONE && shares.line(user) < shares.most()
+                let half = self.most_aside / FOR_ONE;
+                (all < half && shares.line(user) < shares.most(), false)
             }
-            Full::Bounds(bounds) if bounds.when_full() == WhenFull::Park => false,
+            Full::Bounds(bounds) if bounds.when_full() == WhenFull::Park => (false, false),
             Full::Bounds(bounds) => {
-                let fresh = matches!(hold, Hold::Fresh(_));
-                if fresh && bounds.is_brisk(self.crowd.lately()) {
-                    return Some(Aside { _place: None, most: Some(2 * LATELY) });
-                }
                 let most = bounds.within(patience / 2).max(A_FEW);
-                bounds.waiting() < most.min(self.most_aside.div_ceil(FOR_ONE))
+                let fits = bounds.waiting() < most.min(self.most_aside.div_ceil(FOR_ONE));
+                let fresh = matches!(hold, Hold::Fresh(_));
+                (fits, fresh && bounds.is_brisk(self.crowd.lately()))
             }
         };
         let place = if fits { self.aside.try_acquire().ok() } else { None };
-        place.map(|place| Aside { _place: Some(place), most: None })
+        let most = if place.is_none() { Some(2 * LATELY) } else { None };
+        (place.is_some() || brisk).then_some(Aside { _place: place, most })
     }
 }
 

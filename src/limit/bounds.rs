@@ -141,19 +141,19 @@ impl Bounds {
         };
         let paid = self.rate.per().is_none() || self.rate.take(patient).await;
         if paid && self.is_active() {
-            count(&self.pace);
+            count(&self.pace, patient);
         }
         paid.then_some(place)
     }
 
     /// A request that nobody has begun comes to it.
     pub(crate) fn comes(&self) {
-        count(&self.wanted);
+        count(&self.wanted, false);
     }
 
     /// Whether the line for it is so short, or goes on so fast, that who joins it now gets in within
-    /// [`LATELY`](LATELY); and whether, of all requests that came lately, nearly all came to it, so
-    /// that the line holds up next to nobody else.
+    /// [`LATELY`], or nobody knows yet; and whether, of all requests that came lately, nearly all came to
+    /// it, so that the line holds up next to nobody else.
     pub(crate) fn is_brisk(&self, all: usize) -> bool {
         self.waiting() < self.within(LATELY) && all - all / NEARLY <= lately(&self.wanted)
     }
@@ -168,7 +168,7 @@ impl Bounds {
         }
     }
 
-    /// How many got in within [`LATELY`](LATELY).
+    /// How many got in within [`LATELY`].
     pub(crate) fn lately(&self) -> usize {
         lately(&self.pace)
     }
@@ -226,8 +226,8 @@ impl Bounds {
     }
 }
 
-fn count(pace: &Mutex<Pace>) {
-    pace.lock().unwrap_or_else(PoisonError::into_inner).count(1, Instant::now());
+fn count(pace: &Mutex<Pace>, waited: bool) {
+    pace.lock().unwrap_or_else(PoisonError::into_inner).count(1, waited, Instant::now());
 }
 
 fn lately(pace: &Mutex<Pace>) -> usize {

@@ -20,18 +20,22 @@ pub(super) struct Pace {
     /// From then on, and in the same time before.
     now: usize,
     before: usize,
-    /// It is the first such time, or the first after a rest.
+    /// The first who came after a rest came since then, and had not waited.
     first: bool,
 }
 
 impl Pace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, now: 0, before: 0, first: true }
+        Self { since: now, now: 0, before: 0, first: false }
     }
 
-    /// So many more came.
-    pub(super) fn count(&mut self, more: usize, now: Instant) {
+    /// So many more came. Where they `waited`, nobody had come for so long because it did not go on.
+    pub(super) fn count(&mut self, more: usize, waited: bool, now: Instant) {
         self.roll(now);
+        if (self.now, self.before) == (0, 0) {
+            self.since = now;
+            self.first = !waited;
+        }
         self.now += more;
     }
 
@@ -45,7 +49,7 @@ impl Pace {
     /// will be.
     pub(super) fn is_new(&mut self, now: Instant) -> bool {
         self.roll(now);
-        self.first && self.now > 0
+        self.first
     }
 
     fn roll(&mut self, now: Instant) {
@@ -53,10 +57,10 @@ impl Pace {
         if passed < LATELY {
             return;
         }
-        self.first = passed >= 2 * LATELY || (self.now, self.before) == (0, 0);
-        self.before = if self.first { 0 } else { self.now };
+        self.before = if passed < 2 * LATELY { self.now } else { 0 };
         self.now = 0;
-        self.since = if self.first { now } else { self.since + LATELY };
+        self.since = if passed < 2 * LATELY { self.since + LATELY } else { now };
+        self.first = false;
     }
 }
 
@@ -82,7 +86,7 @@ impl Crowd {
     pub(crate) fn lately(&self) -> usize {
         let (now, more) = (Instant::now(), self.since.swap(0, Relaxed));
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
-        pace.count(more, now);
+        pace.count(more, false, now);
         pace.lately(now)
     }
 }
@@ -96,41 +100,58 @@ mod tests {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
         let mut now = begin;
-        for _ in 0..299 {
+        for _ in 0..300 {
             now += Duration::from_millis(10);
-            pace.count(1, now);
+            pace.count(1, false, now);
         }
         assert_eq!(pace.lately(now), 100, "one in 10 ms");
         now += LATELY;
         assert_eq!(pace.lately(now), 100, "the last whole one");
         now += LATELY;
         assert_eq!(pace.lately(now), 0);
-        pace.count(1, now);
+        pace.count(1, false, now);
         assert_eq!(pace.lately(now + 3 * LATELY), 0);
     }
 
     #[test]
-    fn nobody_knows_the_pace_of_the_first_ones_yet() {
+    fn nobody_knows_the_pace_of_the_first_ones_for_a_while() {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
         assert!(!pace.is_new(begin), "nobody has come");
-        let first = begin + LATELY * 3 / 2;
-        pace.count(1, first);
-        assert!(pace.is_new(first + LATELY / 2));
+        let first = begin + LATELY * 9 / 10;
+        pace.count(1, false, first);
+        assert!(pace.is_new(first + LATELY * 9 / 10));
         assert!(!pace.is_new(first + LATELY), "it is one in that time");
-        pace.count(1, first + LATELY);
+        pace.count(1, false, first + LATELY);
         assert!(!pace.is_new(first + LATELY));
         let rested = first + 4 * LATELY;
-        assert!(!pace.is_new(rested), "it came to a halt");
-        pace.count(1, rested);
+        assert!(!pace.is_new(rested));
+        pace.count(1, false, rested);
         assert!(pace.is_new(rested));
+    }
+
+    #[test]
+    fn a_halt_is_no_rest() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        for _ in 0..9 {
+            now += LATELY / 2;
+            assert!(!pace.is_new(now));
+            // One each four seconds and a half, and the others wait.
+            if pace.lately(now) == 0 {
+                now += 3 * LATELY;
+                pace.count(1, true, now);
+                assert!(!pace.is_new(now) && pace.lately(now) == 1);
+                now += LATELY;
+            }
+        }
     }
 
     #[test]
     fn a_burst_counts_while_it_is_under_way() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        (0..40).for_each(|_| pace.count(1, now));
+        (0..40).for_each(|_| pace.count(1, false, now));
         assert_eq!(pace.lately(now), 40);
     }
 }
