@@ -8,6 +8,7 @@
 //! rate      the line of those who wait for a token, and whoever fetches tokens for them
 //! shares    so many at once for each user
 //! pace      how many came lately; a machine without clock or I/O
+//! parked    whether any are parked on it, as far as a worker knows
 //! bounds    all of that for one kind or one dependency
 //! ```
 
@@ -15,6 +16,7 @@ mod adaptive;
 mod bounds;
 mod bucket;
 mod pace;
+mod parked;
 mod places;
 mod rate;
 mod shares;
@@ -22,9 +24,10 @@ mod shares;
 use serde::Deserialize;
 
 pub(crate) use self::{
-    bounds::{Bounds, Parked, Standing},
+    bounds::{Bounds, Standing},
     bucket::{Draw, Grant},
     pace::{Crowd, LATELY},
+    parked::Parked,
     places::{Limit, Place},
     rate::Rate,
     shares::{Share, Shares},

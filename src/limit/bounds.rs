@@ -1,9 +1,9 @@
-//! The limits of one kind or one dependency, and what is known of those that are parked on them.
+//! The limits of one kind or one dependency.
 
 use std::{
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Limit, PARKED_ON, PerSecond, Place, Rate, WhenFull,
+    Limit, PARKED_ON, Parked, PerSecond, Place, Rate, WhenFull,
     pace::{LATELY, Pace},
 };
 
@@ -241,37 +241,6 @@ impl Drop for InLine<'_> {
     }
 }
 
-/// Whether any are parked, as far as this worker knows.
-#[derive(Debug, Default)]
-pub(crate) struct Parked {
-    noted: AtomicU64,
-    looked: AtomicU64,
-    gone: AtomicU64,
-}
-
-impl Parked {
-    /// Some are.
-    pub(crate) fn note(&self) {
-        self.noted.fetch_add(1, Relaxed);
-    }
-
-    /// Whether there may be any.
-    pub(crate) fn any(&self) -> bool {
-        self.noted.load(Relaxed) != self.gone.load(Relaxed)
-    }
-
-    /// Somebody looks for them now.
-    pub(crate) fn look(&self) {
-        self.looked.store(self.noted.load(Relaxed), Relaxed);
-    }
-
-    /// Whoever looked last has found fewer than were looked for: none are left, but for those that were
-    /// noted since.
-    pub(crate) fn gone(&self) {
-        self.gone.store(self.looked.load(Relaxed), Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
@@ -354,19 +323,5 @@ mod tests {
         line.clear();
         tokio::time::advance(2 * LATELY).await;
         assert!(!bounds.is_brisk(0), "it has come to a halt");
-    }
-
-    #[test]
-    fn who_is_parked_while_somebody_looks_is_not_forgotten() {
-        let parked = Parked::default();
-        assert!(!parked.any());
-        parked.note();
-        parked.look();
-        parked.note();
-        parked.gone();
-        assert!(parked.any());
-        parked.look();
-        parked.gone();
-        assert!(!parked.any());
     }
 }
